@@ -1,0 +1,115 @@
+/* atomics.h - the one header that touches <stdatomic.h>.
+ *
+ * Words in shared mappings are `at_word`; they are read and written only through these functions, whose names say
+ * the ordering.  Each call site says what the other side may rely on.  Words private to a process (`pv_`) carry no
+ * fault-injection point.
+ */
+#ifndef MMPC_ATOMICS_H
+#define MMPC_ATOMICS_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "points.h"
+
+typedef struct { _Atomic uint64_t v; } at_word;
+
+_Static_assert(sizeof(at_word) == 8 && ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free: other processes see no lock of ours");
+
+static inline uint64_t at_load_relaxed(const at_word *w)
+{
+    MM_POINT();
+    return atomic_load_explicit(&w->v, memory_order_relaxed);
+}
+
+static inline uint64_t at_load_acquire(const at_word *w)
+{
+    MM_POINT();
+    return atomic_load_explicit(&w->v, memory_order_acquire);
+}
+
+static inline void at_store_relaxed(at_word *w, uint64_t x)
+{
+    MM_POINT();
+    atomic_store_explicit(&w->v, x, memory_order_relaxed);
+}
+
+static inline void at_store_release(at_word *w, uint64_t x)
+{
+    MM_POINT();
+    atomic_store_explicit(&w->v, x, memory_order_release);
+}
+
+static inline void at_store_seq_cst(at_word *w, uint64_t x)
+{
+    MM_POINT();
+    atomic_store_explicit(&w->v, x, memory_order_seq_cst);
+}
+
+/* On failure *expected is what was found (acquire). */
+static inline bool at_cas_acq_rel(at_word *w, uint64_t *expected, uint64_t desired)
+{
+    MM_POINT();
+    return atomic_compare_exchange_strong_explicit(&w->v, expected, desired, memory_order_acq_rel, memory_order_acquire);
+}
+
+static inline uint64_t at_add_seq_cst(at_word *w, uint64_t d)
+{
+    MM_POINT();
+    return atomic_fetch_add_explicit(&w->v, d, memory_order_seq_cst);
+}
+
+static inline uint64_t at_add_relaxed(at_word *w, uint64_t d)
+{
+    MM_POINT();
+    return atomic_fetch_add_explicit(&w->v, d, memory_order_relaxed);
+}
+
+static inline uint64_t at_or_relaxed(at_word *w, uint64_t bits)
+{
+    MM_POINT();
+    return atomic_fetch_or_explicit(&w->v, bits, memory_order_relaxed);
+}
+
+static inline uint64_t at_and_relaxed(at_word *w, uint64_t bits)
+{
+    MM_POINT();
+    return atomic_fetch_and_explicit(&w->v, bits, memory_order_relaxed);
+}
+
+/* Raises *w to at least x; release, so that who loads the new value (acquire) sees what was done before. */
+static inline void at_max_release(at_word *w, uint64_t x)
+{
+    MM_POINT();
+    uint64_t seen = atomic_load_explicit(&w->v, memory_order_relaxed);
+    while (seen < x && !atomic_compare_exchange_weak_explicit(&w->v, &seen, x, memory_order_release, memory_order_relaxed)) { }
+}
+
+/* The store-load fence of the five places named in docs/design.md (memory order). */
+static inline void at_fence_full(void) { atomic_thread_fence(memory_order_seq_cst); }
+
+/* Bytes that no other process reads yet: published later by a CAS with release. */
+static inline void at_copy(void *dst, const void *src, uint64_t n)
+{
+    MM_POINT();
+    memcpy(dst, src, n);
+}
+
+/* --- words of this process alone --- */
+
+typedef struct { _Atomic uint64_t v; } pv_word;
+
+static inline uint64_t pv_load(const pv_word *w) { return atomic_load_explicit(&w->v, memory_order_seq_cst); }
+static inline uint64_t pv_load_relaxed(const pv_word *w) { return atomic_load_explicit(&w->v, memory_order_relaxed); }
+static inline void pv_store(pv_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_seq_cst); }
+static inline void pv_store_relaxed(pv_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_relaxed); }
+static inline uint64_t pv_or(pv_word *w, uint64_t bits) { return atomic_fetch_or_explicit(&w->v, bits, memory_order_seq_cst); }
+static inline uint64_t pv_and(pv_word *w, uint64_t bits) { return atomic_fetch_and_explicit(&w->v, bits, memory_order_seq_cst); }
+static inline bool pv_cas(pv_word *w, uint64_t *expected, uint64_t x)
+{
+    return atomic_compare_exchange_strong_explicit(&w->v, expected, x, memory_order_seq_cst, memory_order_seq_cst);
+}
+
+#endif

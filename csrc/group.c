@@ -1,0 +1,204 @@
+/* group.c - group publish: several records of one page, next to each other, made visible by one CAS and one commit word.
+ *
+ * Consolidation writes the merge of everything up to a version as a new base and copies on top, as they are, the deltas that came since;
+ * when it loses the CAS it copies what came in between and tries again, so a page that is appended to without pause is still
+ * consolidated.  All records but the last are INNER and never get a commit word of their own; the last one says how many they are.
+ * The content does not change: wts stays, place rises.
+ *
+ * Died before the CAS: scratch beyond the bump pointer.  Died after: whoever finds the last record commits the group.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct group {
+    uint64_t pid, base_wts;
+    const uint8_t *payload;
+    uint64_t length;
+    uint8_t tag;
+    mm_view head;
+    uint64_t head_word, base_version; /* version of the record that the base stands for */
+    mm_chain_view since;              /* deltas newer than base_wts, newest first */
+} group;
+
+/* What is newer than the base now.  MM_CONFLICT: the page was replaced, freed, or is consolidated as far already. */
+static int survey(mm *m, group *g, at_word *head, mm_result *r)
+{
+    bool helped;
+    mm_view stop;
+    g->head_word = at_load_acquire(head);
+    if (!g->head_word) return MM_NOPAGE;
+    int rc = mm_look_head(m, g->pid, g->head_word, &g->head, &helped, r);
+    if (rc) return rc;
+    if (mm_shape_kind(g->head.shape) == MM_KIND_FREE || mm_version_wts(g->head.version) < g->base_wts) return MM_CONFLICT;
+    rc = mm_walk(m, g->pid, &g->head, g->base_wts, &g->since, r);
+    if (rc) return rc;
+    if (g->since.whole) return MM_CONFLICT;
+    stop = g->head;
+    if (g->since.count) rc = mm_look(m, g->pid, g->since.at[g->since.count - 1].prev, &stop, r);
+    if (rc) return rc;
+    if (mm_version_wts(stop.version) != g->base_wts || mm_shape_kind(stop.shape) != MM_KIND_DELTA) return MM_CONFLICT;
+    g->base_version = stop.version;
+    return g->since.count < m->max_depth ? MM_OK : MM_CHAIN;
+}
+
+static uint64_t group_bytes(const group *g)
+{
+    uint64_t sum = mm_span_of(g->length);
+    for (uint32_t i = 0; i < g->since.count; i++) sum += mm_span_of(mm_shape_length(g->since.at[i].shape));
+    return sum;
+}
+
+static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload)
+{
+    mm_record *rec = (mm_record *)(m->log + at);
+    uint64_t n = mm_shape_length(shape);
+    if (payload != rec + 1) at_copy(rec + 1, payload, n);
+    rec->shape = shape;
+    rec->page_colour = mm_page_colour(g->pid, colour);
+    rec->version = version;
+    rec->prev_colour = mm_prev_colour(prev, colour);
+    MM_POINT();
+    mm_seal_record(rec, mm_checksum_payload(m->lease.seed, at, rec + 1, n));
+    return at + mm_span_of(n);
+}
+
+/* Writes the group beyond the bump pointer; the address of its last record. */
+static uint64_t write_group(mm *m, const group *g)
+{
+    uint64_t colour = at_load_acquire(&m->g->epoch), at = m->lease.bump, last = at;
+    uint32_t n = g->since.count;
+    uint64_t shape = mm_shape((uint32_t)g->length, 1, MM_KIND_BASE, n ? MM_FLAG_INNER : 0, g->tag, 0);
+    at = write_one(m, g, at, 0, shape, mm_version_moved(g->base_version), colour, g->payload);
+    for (uint32_t i = 1; i <= n; i++) {
+        const mm_view *v = &g->since.at[n - i];
+        shape = mm_shape(mm_shape_length(v->shape), (uint8_t)(i + 1), MM_KIND_DELTA, i < n ? MM_FLAG_INNER : 0, mm_shape_tag(v->shape),
+                         i < n ? 0 : (uint8_t)n);
+        uint64_t here = at;
+        at = write_one(m, g, here, last, shape, mm_version_moved(v->version), colour, v->payload);
+        last = here;
+    }
+    return last;
+}
+
+static void committed(mm *m, const group *g, uint64_t last, uint64_t bytes, uint64_t head_word, mm_result *r)
+{
+    at_word *w = (at_word *)(m->log + last);
+    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
+    at_fence_full();
+    r->key = (mm_key){ g->pid, head_word, mm_version_wts(mm_version_moved(g->head.version)), at_load_acquire(&m->g->epoch) };
+    r->generation = m->lease.generation;
+    r->depth = g->since.count + 1;
+    m->lease.bump += bytes;
+    at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
+    m->lease.live += (int64_t)bytes;
+    mm_retire_chain(m, g->pid, &g->head);
+}
+
+/* The caller holds the mutex and has announced.  Each lost CAS is somebody else's progress; it gives up after many. */
+static int publish_group(mm *m, group *g, mm_result *r)
+{
+    at_word *head;
+    int rc = mm_head(m, g->pid, &head, r);
+    for (int tries = 0; !rc && tries < 256; tries++) {
+        rc = survey(m, g, head, r);
+        if (rc) break;
+        uint64_t bytes = group_bytes(g);
+        if (bytes > m->group_limit) {
+            r->length = m->group_limit;
+            return MM_TOOBIG;
+        }
+        rc = mm_reserve(m, bytes, r);
+        if (rc) break;
+        uint64_t last = write_group(m, g), found = g->head_word, next = mm_head_next(g->head_word, last);
+        if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
+            committed(m, g, last, bytes, next, r);
+            return MM_OK;
+        }
+        at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+    }
+    return rc ? rc : MM_CONFLICT;
+}
+
+static int begin(mm *m, uint64_t pid, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    r->key.pid = pid;
+    if (pid < 2) return MM_RESERVED;
+    int rc = mm_publish_begin(m, r);
+    if (!rc) mm_announce(m);
+    return rc;
+}
+
+int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r)
+{
+    group g = { .pid = pid, .base_wts = base_wts, .payload = payload, .length = length };
+    int rc = begin(m, pid, r);
+    if (rc) return rc;
+    r->length = mm_limit(m);
+    if (length > r->length) rc = MM_TOOBIG;
+    if (!rc && m->merge_kind) {
+        g.tag = mm_merge_class((int)m->merge_kind, payload, length);
+        if (!g.tag) rc = MM_TYPE;
+    }
+    if (!rc) rc = publish_group(m, &g, r);
+    mm_publish_end(m);
+    return rc;
+}
+
+/* Merges the chain, as it stands now, straight into the lease. */
+static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
+{
+    mm_span spans[MM_CHAIN_MAX];
+    for (uint32_t i = 0; i < c->count; i++)
+        spans[i] = (mm_span){ c->at[c->count - 1 - i].payload, mm_shape_length(c->at[c->count - 1 - i].shape) };
+    uint64_t bound = mm_merge_bound((int)m->merge_kind, spans, c->count), length = 0;
+    if (mm_span_of(bound) > m->group_limit) {
+        r->length = m->group_limit;
+        return MM_TOOBIG;
+    }
+    int rc = mm_reserve(m, mm_span_of(bound), r);
+    if (rc) return rc;
+    uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
+    MM_POINT();
+    rc = mm_merge((int)m->merge_kind, spans, c->count, out, bound, &length);
+    if (rc) {
+        r->file = MM_FILE_LOG;
+        r->offset = c->at[0].address;
+        return rc == MM_MERGE_MEMORY ? mm_os_failed(r, 12 /* ENOMEM */) : MM_UNUSABLE;
+    }
+    g->payload = out;
+    g->length = length;
+    g->tag = mm_merge_class((int)m->merge_kind, out, length);
+    return g->tag ? MM_OK : MM_UNUSABLE;
+}
+
+static int consolidate_native(mm *m, uint64_t pid, mm_result *r)
+{
+    at_word *head;
+    mm_view v;
+    bool helped;
+    mm_chain_view c;
+    int rc = mm_head(m, pid, &head, r);
+    if (rc) return rc;
+    uint64_t h = at_load_acquire(head);
+    if (!h) return MM_NOPAGE;
+    rc = mm_look_head(m, pid, h, &v, &helped, r);
+    if (rc) return rc;
+    if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_CONFLICT;
+    rc = mm_walk(m, pid, &v, 0, &c, r);
+    if (rc) return rc;
+    group g = { .pid = pid, .base_wts = mm_version_wts(v.version) };
+    rc = merge_in_place(m, &g, &c, r);
+    return rc ? rc : publish_group(m, &g, r);
+}
+
+int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r)
+{
+    if (!m->merge_kind) return MM_CHAIN;
+    int rc = begin(m, pid, r);
+    if (rc) return rc;
+    rc = consolidate_native(m, pid, r);
+    mm_publish_end(m);
+    return rc;
+}

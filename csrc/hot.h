@@ -1,0 +1,126 @@
+/* hot.h - what the C files of the hot face share.
+ *
+ * `mmpc._hot` carries the verbs that are called most, with the GIL kept in short calls; mmpc/_portable.py is the same in
+ * Python over cffi.  Limited API, no mutable globals: everything hangs from the module's state or from a handle.
+ *
+ * Rule for all of it: a call into Python (pack, unpack, merge, size_of, a destructor, an allocation that starts the garbage
+ * collector) may call back into the same handle, close it, or let another thread do so.  Across such a call nobody keeps a
+ * pointer into the object cache or `self->m`.
+ */
+#ifndef MMPC_HOT_H
+#define MMPC_HOT_H
+
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030B0000
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include "mmpc.h"
+#include "objects.h"
+
+#define HOT_LONG (128 * 1024)        /* bytes from which on a read or write releases the GIL */
+#define HOT_LONG_MERGE (64 * 1024)   /* the same for a consolidation */
+#define HOT_SCRATCH (16 * 1024)      /* of a read, on the stack */
+#define HOT_SMALL 1024               /* of a payload, on the stack */
+#define HOT_PIDS (UINT64_C(1) << 40) /* page ids are below */
+#define HOT_KIND_FREE 3              /* MM_KIND_FREE of layout.h */
+
+typedef struct hot_state { /* of the module */
+    PyTypeObject *key, *materialized, *free, *unallocated, *counter, *meta, *verbs;
+    PyObject *check;           /* "_check" */
+    PyObject *encode, *decode; /* of mmpc.codec; NULL until first needed */
+} hot_state;
+
+typedef struct hot_verbs { /* a handle */
+    PyObject_HEAD
+    mm *m;            /* NULL: closed, or never bound */
+    hot_state *state; /* of `module`, which keeps it alive */
+    PyObject *module, *pack, *unpack, *merge, *size_of; /* size_of may be NULL */
+    mm_objects objects;
+    int kind;         /* enum mm_merge_kind */
+    int last;         /* size rule: the size of a value is that of its largest fragment */
+    int packing;      /* `pack` is running: it serves one caller at a time */
+} hot_verbs;
+
+/* hot_results.c: the key and the five results. */
+enum hot_page_kind { HOT_MATERIALIZED, HOT_FREE, HOT_UNALLOCATED, HOT_COUNTER, HOT_META };
+typedef struct hot_page {
+    PyObject_HEAD
+    PyObject *value, *key; /* NULL where the kind has none */
+    int kind;
+} hot_page;
+typedef struct hot_key {
+    PyObject_HEAD
+    mm_key key;
+} hot_key;
+
+int hot_add_results(PyObject *module, hot_state *state);
+PyObject *hot_key_new(hot_state *state, const mm_key *key);
+/* A result of `kind`; takes over `value` (may be NULL, also when it fails). */
+PyObject *hot_page_new(hot_state *state, int kind, PyObject *value, const mm_key *key);
+
+/* hot_codec.c: fragments to bytes and back. */
+typedef struct hot_payload {
+    const uint8_t *p;
+    uint64_t n;
+    PyObject *owner; /* holds p, or NULL */
+    uint8_t *heap;   /* is p, or NULL */
+    uint8_t small[HOT_SMALL];
+} hot_payload;
+int hot_encode(hot_verbs *self, PyObject *fragment, hot_payload *out); /* 0, or -1 and an exception */
+void hot_payload_clear(hot_payload *p);
+/* One value; `source`, if not NULL, is a bytes object with exactly these bytes. */
+PyObject *hot_decode(hot_verbs *self, const uint8_t *p, uint64_t n, PyObject *source);
+/* An array of `count` fragments as a list. */
+PyObject *hot_decode_array(hot_verbs *self, const uint8_t *p, uint64_t n, uint32_t count, PyObject *source);
+
+/* hot_call.c: arguments, and what happens when the core does not say MM_OK. */
+typedef struct hot_signature {
+    const char *verb;
+    int required, total;
+    const char *names[5];
+} hot_signature;
+int hot_arguments(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out);
+/* 1: a page id; 0: an int that no page has; -1: TypeError. */
+int hot_pid(PyObject *o, uint64_t *pid);
+int hot_key_of(hot_verbs *self, PyObject *pid, PyObject *key, mm_key *out);
+int hot_check_tx(hot_verbs *self, PyObject *tx);
+/* self._mend(...): 0: try the verb again, with self->m read anew; -1: an exception. */
+int hot_mend(hot_verbs *self, int status, const mm_result *r, PyObject *pid, PyObject *fragment);
+/* The handle was unbound in the middle of a verb, by one of its callbacks or by another thread: raises, answers -1. */
+int hot_closed(hot_verbs *self);
+
+/* hot_read.c */
+PyObject *hot_get(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_get_many(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_get_page_frags(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_consolidate(hot_verbs *self, PyObject *pid);
+
+/* hot_cache.c: the object cache with references; each of these may run destructors. */
+typedef struct hot_known { /* what a read goes on from; all 0: nothing */
+    PyObject *page; /* a new reference to a Materialized, or NULL */
+    uint64_t wts, size;
+} hot_known;
+hot_known hot_recall(hot_verbs *self, uint64_t pid);
+void hot_remember(hot_verbs *self, const mm_result *r, PyObject *page, uint64_t size);
+void hot_moved(hot_verbs *self, const mm_result *r); /* the content is as cached, the head is another */
+void hot_forget(hot_verbs *self, uint64_t pid);
+void hot_forget_all(hot_verbs *self);
+void hot_resize(hot_verbs *self, uint64_t capacity);
+
+/* hot_write.c */
+PyObject *hot_append(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_append_many(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_allocate(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_link(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_replace(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+/* Merges a chain of about `bytes` in C. */
+int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r);
+
+/* hot_verbs.c */
+int hot_add_verbs(PyObject *module, hot_state *state);
+
+#endif

@@ -1,0 +1,137 @@
+/* internal.h - struct mm, the private side of an attachment, and what the C files of the core offer each other. */
+#ifndef MMPC_INTERNAL_H
+#define MMPC_INTERNAL_H
+
+#include <pthread.h>
+
+#include "crc32c.h"
+#include "layout.h"
+#include "mmpc.h"
+
+#define MM_ALIVE UINT64_C(0x657669614D504D4D)
+#define MM_CLOSING (UINT64_C(1) << 63)
+#define MM_PIN_SHARED (MM_PINS - 1) /* pin word that calls share when all others are taken */
+#define MM_CANDIDATES 64u
+
+typedef struct mm_lease { /* the run of blocks this process writes to; guarded by mm.publish */
+    uint64_t start, end;  /* addresses; start 0 = none */
+    uint64_t bump;        /* next free byte: everything beyond is scratch */
+    uint64_t next_size;   /* bytes to ask for next time */
+    uint64_t previous, filled;
+    int64_t live;         /* live bytes not yet added to the segment's counter */
+    uint32_t segment, generation, seed;
+} mm_lease;
+
+typedef struct mm_candidate { uint64_t pid, head, epoch; } mm_candidate;
+
+struct mm {
+    uint8_t *control, *log;
+    mm_globals *g;
+    mm_slot *slot, *slots;
+    mm_segment *segments;
+    uint8_t *table_map, *ids_map, *rts_map;
+    at_word *table, *ids, *rts;
+    uint64_t control_window, log_window, words_window; /* bytes mapped */
+    uint64_t table_capacity;                           /* head words that fit the window */
+    uint64_t *alive;                                   /* MADV_WIPEONFORK: reads 0 in a forked child */
+    pv_word busy;         /* bit i: pin word i is in use; MM_CLOSING: nobody enters any more */
+    pv_word finished;     /* unmapped */
+    pv_word log_safe, table_safe, segments_safe, rts_safe; /* published sizes that this process has compared with the files */
+    pthread_mutex_t publish;  /* one publish of this process at a time: lease, candidates, announce */
+    pthread_mutex_t sharing;  /* pin word MM_PIN_SHARED */
+    pthread_mutex_t flushing; /* one flush of a slot at a time */
+    uint32_t sharers, slot_index, segment_shift, merge_kind, threshold, tidy_depth, max_depth;
+    uint32_t mark_synced;     /* `marks` was synced by this owner of the slot */
+    uint32_t uuid_seed;       /* crc32c of the uuid: start of all checksums */
+    uint32_t since_scan;      /* allocations since the pins were last looked at */
+    uint64_t allocations;
+    uint64_t oldest_pin;      /* result of that look: every pin was >= this */
+    uint64_t segment_size, group_limit;
+    mm_lease lease;
+    mm_candidate candidates[MM_CANDIDATES];
+    uint32_t candidate_first, candidate_count;
+    mm_config config;
+};
+
+/* os.c */
+int mm_os_map(int fd, uint64_t window, uint8_t **out);
+void mm_os_unmap(uint8_t *p, uint64_t window);
+int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
+int mm_os_sync(int fd);                               /* 0, or errno */
+uint64_t mm_os_size(int fd);
+void mm_os_touch(void *p, uint64_t n);
+uint64_t mm_os_now(void);
+int mm_os_random(void *p, uint64_t n);
+int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset);
+int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
+int mm_os_identity(int fd, mm_file_identity *id);
+uint64_t *mm_os_wiped_page(void);
+
+/* attach.c */
+int mm_os_map_files(mm *m);
+void mm_os_unmap_files(mm *m);
+void mm_set_limits(mm *m);
+
+/* result.c */
+int mm_corrupt(mm_result *r, uint32_t file, uint64_t offset);
+int mm_os_failed(mm_result *r, int error); /* MM_FULL or MM_OS */
+
+/* slot.c */
+int mm_slot_claim(mm *m, mm_result *r);
+void mm_slot_release(mm *m);
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch); /* pins; MM_OK, MM_CLOSED, MM_FORKED */
+void mm_leave(mm *m, uint32_t pin);
+int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED, MM_FORKED, MM_FAILED */
+void mm_announce(mm *m);                    /* epoch into the slot, full fence */
+void mm_publish_end(mm *m);
+uint64_t mm_oldest_pin(mm *m);              /* scans all slots, reaps dead ones; the caller holds the mutex */
+uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
+void mm_finish(mm *m);
+
+/* table.c */
+int mm_head(mm *m, uint64_t pid, at_word **head, mm_result *r); /* MM_OK, MM_NOPAGE, MM_CORRUPT */
+int mm_table_cover(mm *m, uint64_t pid, mm_result *r);
+void mm_id_freed(mm *m, uint64_t pid, uint64_t head);
+int mm_id_take(mm *m, uint64_t *pid, uint64_t *head, mm_result *r);
+void mm_id_return(mm *m, uint64_t pid);
+void mm_ids_give_back(mm *m);
+
+/* segment.c */
+mm_segment *mm_segment_of(mm *m, uint64_t address, mm_result *r); /* NULL: outside the published sizes */
+uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
+int mm_log_cover(mm *m, uint64_t end, mm_result *r);
+bool mm_log_reaches(mm *m, uint64_t end);
+int mm_segment_lease(mm *m, uint64_t bytes, mm_result *r); /* fills m->lease */
+void mm_segment_abandon(mm *m, uint32_t slot);             /* what a dead owner was preparing */
+void mm_account(mm *m, uint64_t address, int64_t bytes);
+void mm_account_flush(mm *m);
+
+/* log.c */
+typedef struct mm_view { /* a record that was looked at */
+    const mm_record *record;
+    const uint8_t *payload;
+    uint64_t address, shape, version, prev, colour;
+    uint32_t seed, generation;
+} mm_view;
+int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r);    /* bounds, page, kind: not the checksum */
+int mm_verify(mm *m, const mm_view *v, mm_result *r);                           /* the checksum */
+int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, mm_result *r); /* and helps */
+int mm_reserve(mm *m, uint64_t bytes, mm_result *r);                            /* that many bytes at lease.bump */
+uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n);
+uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
+void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */
+void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head);                 /* its bytes are live no more */
+
+/* read.c */
+#define MM_CHAIN_MAX 256u
+typedef struct mm_chain_view {
+    mm_view at[MM_CHAIN_MAX]; /* newest first */
+    uint32_t count;
+    bool whole;               /* ends with a BASE */
+    uint64_t payload;         /* bytes in all */
+} mm_chain_view;
+int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
+/* flush.c */
+int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r);
+
+#endif

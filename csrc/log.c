@@ -1,0 +1,118 @@
+/* log.c - records: looking at one, checking it, helping it, writing one.
+ *
+ * A record is believed in steps.  mm_look: it lies inside the published log, in one segment, is of this page, of a known kind.
+ * mm_verify: its checksum holds (seeded with uuid, salt of the generation, address).  mm_look_head: it was found through a head
+ * word, so it is published; its commit word, if 0, is stored before anything it says is used (invariant 3).
+ */
+#include "internal.h"
+
+uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n)
+{
+    return crc32c_extend(crc32c_word(seed, address), p, n);
+}
+
+uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec)
+{
+    crc = crc32c_word(crc, rec->shape);
+    crc = crc32c_word(crc, rec->page_colour);
+    crc = crc32c_word(crc, rec->version);
+    return crc32c_word(crc, rec->prev_colour);
+}
+
+/* One store sets checksum and commit = 0, so the disk never holds a new checksum beside an old commit word.  Not yet published. */
+void mm_seal_record(mm_record *rec, uint32_t payload_crc)
+{
+    at_store_relaxed(&rec->crc_commit, mm_checksum_header(payload_crc, rec));
+}
+
+static bool sane(const mm *m, const mm_view *v, uint64_t pid)
+{
+    const mm_record *rec = v->record;
+    uint8_t kind = mm_shape_kind(v->shape), flags = mm_shape_flags(v->shape), depth = mm_shape_depth(v->shape);
+    uint64_t length = mm_shape_length(v->shape), room = m->segment_size - (v->address & (m->segment_size - 1));
+    if (mm_record_pid(rec) != pid || (flags & ~MM_FLAGS_KNOWN) || depth == 0 || mm_version_wts(v->version) == 0) return false;
+    if (mm_span_of(length) > room || mm_version_wts(v->version) > MM_MAX_WTS) return false;
+    if (kind == MM_KIND_DELTA) return depth > 1 && v->prev != 0 && v->prev != v->address;
+    return (kind == MM_KIND_BASE || (kind == MM_KIND_FREE && length == 0)) && depth == 1 && v->prev == 0;
+}
+
+int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r)
+{
+    mm_segment *s = mm_segment_of(m, address, r);
+    uint64_t inside = address & (m->segment_size - 1);
+    if (!s || inside < MM_BLOCK + sizeof(mm_lease_header) || inside + MM_RECORD_HEADER > m->segment_size
+        || !mm_log_reaches(m, address + MM_RECORD_HEADER)) return mm_corrupt(r, MM_FILE_LOG, address);
+    const mm_record *rec = (const mm_record *)(m->log + address);
+    MM_POINT();
+    *v = (mm_view){ .record = rec, .payload = (const uint8_t *)(rec + 1), .address = address, .shape = rec->shape, .version = rec->version,
+                    .prev = mm_record_prev(rec), .colour = mm_record_colour(rec), .seed = mm_segment_seed(m, s),
+                    .generation = (uint32_t)mm_segword_generation(at_load_relaxed(&s->word)) };
+    if (!sane(m, v, pid) || !mm_log_reaches(m, address + mm_span_of(mm_shape_length(v->shape)))) return mm_corrupt(r, MM_FILE_LOG, address);
+    return MM_OK;
+}
+
+/* The payload is read from the mapping once, here; who uses it later reads bytes that cannot change under a pin. */
+int mm_verify(mm *m, const mm_view *v, mm_result *r)
+{
+    (void)m;
+    MM_POINT();
+    mm_record copy;
+    copy.shape = v->shape;
+    copy.page_colour = v->record->page_colour;
+    copy.version = v->version;
+    copy.prev_colour = v->record->prev_colour;
+    uint32_t crc = mm_checksum_header(mm_checksum_payload(v->seed, v->address, v->payload, mm_shape_length(v->shape)), &copy);
+    uint64_t word = at_load_relaxed(&v->record->crc_commit);
+    if ((uint32_t)word != crc || (word >> 32 && word != mm_committed(crc))) return mm_corrupt(r, MM_FILE_LOG, v->address);
+    return MM_OK;
+}
+
+/* Helping: every helper stores the same bytes, and only a head word entitles to it (model: BLIND_HELP).  The fence stands between the
+ * commit word and the colour, or LSN, that the caller loads next (model: fence.pml). */
+int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, mm_result *r)
+{
+    *helped = false;
+    int rc = mm_look(m, pid, mm_head_address(head), v, r);
+    if (rc) return rc;
+    if (mm_shape_flags(v->shape) & MM_FLAG_INNER) return mm_corrupt(r, MM_FILE_LOG, v->address);
+    at_word *w = (at_word *)(m->log + v->address); /* crc_commit is the first word of a record */
+    uint64_t word = at_load_acquire(w);
+    if (word == mm_committed((uint32_t)word)) return MM_OK;
+    if (word >> 32) return mm_corrupt(r, MM_FILE_LOG, v->address);
+    rc = mm_verify(m, v, r); /* never commits what does not hold */
+    if (rc) return rc;
+    at_store_relaxed(w, mm_committed((uint32_t)word));
+    at_fence_full();
+    at_add_relaxed(&m->g->helped, 1);
+    *helped = true;
+    return MM_OK;
+}
+
+/* Room for `bytes` at lease.bump.  Called in an announced publish: the lease is dropped when the cleaner has taken its segment (model: lease.pml). */
+int mm_reserve(mm *m, uint64_t bytes, mm_result *r)
+{
+    mm_lease *l = &m->lease;
+    if (l->start) {
+        uint64_t w = at_load_acquire(&m->segments[l->segment].word), state = mm_segword_state(w);
+        bool ours = mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED);
+        if (ours && l->bump + bytes <= l->end) return MM_OK;
+        if (!ours) {
+            l->live = 0;
+            l->previous = l->start;
+            l->filled = l->bump - l->start;
+            l->start = 0;
+        }
+    }
+    return mm_segment_lease(m, bytes, r);
+}
+
+/* The bytes of a replaced chain are live no more.  Only steers: stops at the first thing that looks odd. */
+void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head)
+{
+    mm_result ignored;
+    mm_view v = *head;
+    for (uint32_t k = 0; k < MM_CHAIN_MAX; k++) {
+        mm_account(m, v.address, -(int64_t)mm_span_of(mm_shape_length(v.shape)));
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA || mm_look(m, pid, v.prev, &v, &ignored)) return;
+    }
+}

@@ -1,0 +1,163 @@
+/* mmpc.h - the C core as its two faces see it: one attachment (`mm`) of a process to a store, and the verbs.
+ *
+ * Nothing here calls Python, blocks on another process, or keeps an allocation beyond a call (but the attachment
+ * itself).  Every function may be called from any thread.  Codes: 0 is success, see enum mm_status.
+ */
+#ifndef MMPC_H
+#define MMPC_H
+
+#include <stdint.h>
+
+#include "merge.h"
+#include "msgpack.h"
+#include "points.h"
+
+typedef struct mm mm;
+
+enum mm_status {
+    MM_OK = 0,
+    MM_CONFLICT = 1,  /* somebody wrote since the key was taken; result.key is the current one */
+    MM_NOPAGE = 2,    /* the page id was never allocated */
+    MM_FREED = 3,     /* the page is free */
+    MM_CHAIN = 4,     /* the chain must be consolidated before it can take another fragment */
+    MM_CORRUPT = 5,   /* result.file and result.offset say where */
+    MM_FULL = 6,      /* no room on the device (result.os_error); nothing was written */
+    MM_TOOBIG = 7,    /* result.length is the limit in bytes */
+    MM_FORKED = 8,    /* this attachment belongs to the parent process */
+    MM_CLOSED = 9,
+    MM_FAILED = 10,   /* a sync failed: the store must be reopened (result.os_error) */
+    MM_TYPE = 11,     /* the fragment does not fit the native materializer, or the page's other fragments */
+    MM_OS = 12,       /* a system call failed: result.os_error */
+    MM_RESERVED = 13, /* pages 0 and 1 belong to the store */
+    MM_SPACE = 14,    /* the buffer is too small: result.length bytes are needed */
+    MM_BUSY = 15,     /* no free slot, or a lock is held by others */
+    MM_MISMATCH = 16, /* not the files that belong together, or of another boot: result.file says which check */
+    MM_LIMIT = 17,    /* page ids or address space are used up */
+    MM_UNUSABLE = 18  /* the fragments of the page do not merge */
+};
+
+/* Where damage was found. */
+enum mm_file { MM_FILE_NONE = 0, MM_FILE_LOG = 1, MM_FILE_TABLE = 2, MM_FILE_CONTROL = 3, MM_FILE_IDS = 4, MM_FILE_RTS = 5, MM_FILE_MARKS = 6 };
+
+/* What a caller needs to go on with a page: valid until somebody writes to it. */
+typedef struct mm_key {
+    uint64_t pid;
+    uint64_t head; /* head word */
+    uint64_t wts;  /* content version */
+    uint64_t lsn;  /* stable >= lsn: this state is durable */
+} mm_key;
+
+typedef struct mm_result {
+    mm_key key;
+    uint64_t generation; /* of the segment that key.head points into */
+    uint64_t length;     /* bytes produced, needed, or allowed */
+    uint64_t cost;       /* estimate of the private memory of what was read */
+    uint64_t offset;
+    uint32_t count;      /* fragments in the buffer */
+    uint32_t depth;      /* of the chain */
+    uint32_t kind;       /* enum mm_kind of the head's record */
+    uint32_t whole;      /* read: nothing of a cached value is needed */
+    uint32_t merged;     /* read: the buffer holds one value, not an array of fragments */
+    uint32_t tidy;       /* the chain is long enough to be consolidated */
+    uint32_t file;
+    int32_t os_error;
+} mm_result;
+
+/* ---- attaching ------------------------------------------------------------------------------------------------- */
+
+typedef struct mm_config {
+    int32_t control, table, log, ids, rts, marks, lock; /* descriptors; mm_attach takes them over, also when it fails */
+    uint32_t merge_kind;   /* enum mm_merge_kind of the store's materializer */
+    uint32_t threshold;    /* page_consolidation_threshold */
+    uint32_t segment_shift;
+    uint8_t uuid[16];
+    uint8_t boot_id[64];
+} mm_config;
+
+enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7 };
+
+/* Writes fresh volatile files (all but the identity) into descriptors of empty files.  Exclusive callers only. */
+int mm_format(const mm_config *c, mm_result *r);
+/* The identity block: makes the volatile files valid for this boot (ready), or says of which boot and files they are while somebody
+ * replaces them, so that a recovery that was cut off is done again knowing what it knew. */
+int mm_identity_write(const mm_config *c, int ready, mm_result *r);
+int mm_identity_clear(const mm_config *c, mm_result *r);
+/* MM_OK, or MM_MISMATCH with r->file = enum mm_mismatch. */
+int mm_identity_check(const mm_config *c, mm_result *r);
+
+/* Maps the files and claims a slot.  NULL on failure: *status says why. */
+mm *mm_attach(const mm_config *c, int *status, mm_result *r);
+/* Releases the slot; unmaps now, or when the last call and Tx that is inside has left.  Idempotent. */
+void mm_close(mm *m);
+/* In a forked child: gives up the inherited attachment (the parent's is untouched). */
+void mm_orphan(mm *m);
+/* Frees the attachment: nobody may use it any more. */
+void mm_destroy(mm *m);
+/* 1 when the mapping is gone. */
+int mm_is_closed(const mm *m);
+
+/* ---- verbs -------------------------------------------------------------------------------------------------------- */
+
+int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r);
+int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r); /* pages 0 and 1, at creation */
+int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r);
+int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
+int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
+int mm_free(mm *m, const mm_key *key, mm_result *r);
+
+/* Reads what is newer than known_wts (0: everything), oldest first, as one msgpack array, or as one merged value when
+ * `merge` is set, the store's materializer is native and everything is read.  MM_SPACE: call again with more room. */
+int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r);
+
+/* Publishes `payload`, the merge of everything up to version base_wts, as the page's base; what came since is copied on top.
+ * Never changes the content; MM_CONFLICT: somebody else consolidated or replaced (nothing to do). */
+int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r);
+/* The same with the merge made here; native materializers only. */
+int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r);
+
+/* A pin for a Tx.  mm_pin gives the index to hand to mm_unpin; releasing twice is harmless to others. */
+int mm_pin(mm *m, uint32_t *index, uint64_t *epoch);
+void mm_unpin(mm *m, uint32_t index);
+int mm_timestamp(mm *m, uint64_t *ts);
+
+int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r);
+int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r);
+
+/* ---- durability ---------------------------------------------------------------------------------------------------- */
+
+int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r); /* lsn 0: everything so far */
+int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
+
+/* ---- rebuilding ------------------------------------------------------------------------------------------------------ */
+
+typedef struct mm_scan_report {
+    uint64_t segments, leases, records, committed, applied, discarded, pages, max_colour, bytes;
+} mm_scan_report;
+/* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
+int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
+/* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and
+ * <= limit, the highest version of each page wins.  Exclusive callers only, after mm_format. */
+int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, mm_scan_report *report, mm_result *r);
+int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
+
+/* ---- looking ----------------------------------------------------------------------------------------------------------- */
+
+typedef struct mm_stats {
+    uint64_t epoch, stable, pages, free_hints, segments, log_bytes, table_bytes, slots, operations, conflicts, reaped, helped, oldest_pin, slot;
+} mm_stats;
+int mm_get_stats(mm *m, mm_stats *s);
+/* Chain of a page as it stands, newest first: fills up to `capacity` triples (address, version, shape). */
+int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r);
+/* Verifies every page reachable from the table; r->key.pid and r->offset say where the first damage is. */
+int mm_check(mm *m, uint64_t *pages, mm_result *r);
+
+uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n);
+uint64_t mm_layout_fingerprint(void);
+int mm_lock_range(int fd, uint64_t start, uint64_t length);   /* tried, exclusive, OFD: MM_OK or MM_BUSY */
+int mm_unlock_range(int fd, uint64_t start, uint64_t length);
+int mm_filesystem(int fd, uint64_t *type);
+int mm_sync_fd(int fd);                                       /* fdatasync, through the seam: MM_OK or MM_OS via errno */
+int mm_reap_all(mm *m, uint64_t *reaped);                     /* reaps every dead slot */
+uint64_t mm_limit(const mm *m);                               /* largest payload in bytes */
+
+#endif

@@ -1,0 +1,154 @@
+/* os.c - the operating system: mapping, growth, sync, locks, identity.  Growth and sync have one function each. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/* Maps a file shared, far past its end: growth needs no remapping.  Nothing of it goes into a core dump. */
+int mm_os_map(int fd, uint64_t window, uint8_t **out)
+{
+    void *p = mmap(NULL, window, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (p == MAP_FAILED) return errno;
+#ifdef MADV_DONTDUMP
+    madvise(p, window, MADV_DONTDUMP);
+#endif
+    *out = p;
+    return 0;
+}
+
+void mm_os_unmap(uint8_t *p, uint64_t window)
+{
+    if (p) munmap(p, window);
+}
+
+/* Allocates the bytes [from, to) of a file.  May be done twice and by several at once; never shrinks, never zero-fills by writes. */
+int mm_os_grow(int fd, uint64_t from, uint64_t to)
+{
+    if (MM_POINT_FAILS()) return ENOSPC;
+    if (to <= from) return 0;
+    for (;;) {
+        int e = posix_fallocate(fd, (off_t)from, (off_t)(to - from));
+        if (e != EINTR) return e;
+    }
+}
+
+/* Maps pages for writing ahead of the first store; only saves faults. */
+void mm_os_touch(void *p, uint64_t n)
+{
+#ifdef MADV_POPULATE_WRITE
+    madvise(p, n, MADV_POPULATE_WRITE);
+#else
+    (void)p;
+    (void)n;
+#endif
+}
+
+int mm_os_sync(int fd)
+{
+    if (MM_POINT_FAILS()) return EIO;
+    return fdatasync(fd) ? errno : 0;
+}
+
+uint64_t mm_os_size(int fd)
+{
+    struct stat s;
+    return fstat(fd, &s) ? 0 : (uint64_t)s.st_size;
+}
+
+uint64_t mm_os_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int mm_os_random(void *p, uint64_t n) { return getrandom(p, n, 0) == (ssize_t)n ? 0 : (errno ? errno : EIO); }
+
+int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset)
+{
+    const uint8_t *b = p;
+    while (n) {
+        ssize_t k = pwrite(fd, b, n, (off_t)offset);
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) return k ? errno : EIO;
+        b += k;
+        n -= (uint64_t)k;
+        offset += (uint64_t)k;
+    }
+    return 0;
+}
+
+/* 0, an errno, or -1 when the file ends before. */
+int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset)
+{
+    uint8_t *b = p;
+    while (n) {
+        ssize_t k = pread(fd, b, n, (off_t)offset);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return errno;
+        if (k == 0) return -1;
+        b += k;
+        n -= (uint64_t)k;
+        offset += (uint64_t)k;
+    }
+    return 0;
+}
+
+/* Device, inode and birth time: an inode number alone is given to the next new file at once. */
+int mm_os_identity(int fd, mm_file_identity *id)
+{
+    struct stat s;
+    *id = (mm_file_identity){ 0, 0, 0 };
+    if (fd < 0) return 0; /* an absent file is none that was recorded */
+    if (fstat(fd, &s)) return errno;
+    id->device = (uint64_t)s.st_dev;
+    id->inode = (uint64_t)s.st_ino;
+    id->birth = 0;
+#ifdef STATX_BTIME
+    struct statx x;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && (x.stx_mask & STATX_BTIME))
+        id->birth = (uint64_t)x.stx_btime.tv_sec * 1000000000u + x.stx_btime.tv_nsec;
+#endif
+    return 0;
+}
+
+/* A private page that a forked child finds zeroed, however it was forked. */
+uint64_t *mm_os_wiped_page(void)
+{
+    void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+#ifdef MADV_WIPEONFORK
+    madvise(p, 4096, MADV_WIPEONFORK);
+#endif
+    *(uint64_t *)p = MM_ALIVE;
+    return p;
+}
+
+int mm_filesystem(int fd, uint64_t *type)
+{
+    struct statfs s;
+    if (fstatfs(fd, &s)) return errno;
+    *type = (uint64_t)(unsigned long)s.f_type & 0xFFFFFFFFu;
+    return 0;
+}
+
+/* Open-file-description locks: released by the kernel at death, not lost when the process closes another descriptor of the file. */
+static int range(int fd, uint64_t start, uint64_t length, short kind)
+{
+    struct flock l = { .l_type = kind, .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length };
+    for (;;) {
+        if (fcntl(fd, F_OFD_SETLK, &l) == 0) return MM_OK;
+        if (errno != EINTR) return errno == EAGAIN || errno == EACCES ? MM_BUSY : MM_OS;
+    }
+}
+
+int mm_lock_range(int fd, uint64_t start, uint64_t length) { return range(fd, start, length, F_WRLCK); }
+int mm_unlock_range(int fd, uint64_t start, uint64_t length) { return range(fd, start, length, F_UNLCK); }
+int mm_sync_fd(int fd) { return mm_os_sync(fd); }

@@ -1,0 +1,264 @@
+/* page.c - publish: the verbs that put one record on one page.
+ *
+ * The order of steps is the protocol (docs/design.md, Publish; model: publish.pml):
+ *   announce, fence -> lease still ours? -> load the head -> help -> look at the version -> load the epoch: the colour ->
+ *   write the record beyond the bump pointer, commit word 0 -> CAS the head -> commit word -> fence, LSN -> bump pointer -> account.
+ *
+ * Died before the CAS: the bytes are scratch, nothing happened.  Died after it: the operation happened; whoever finds the record
+ * through the head stores its commit word.  Stopped anywhere: others find the old head or the new one, and go on.
+ * A lost CAS leaves the bump pointer where it was; the next try loads the head, the colour and everything else again.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+enum verb { VERB_APPEND, VERB_LINK, VERB_REPLACE, VERB_FREE, VERB_CREATE };
+
+typedef struct change {
+    enum verb verb;
+    uint64_t pid, wts, from; /* wts: of the caller's key; from: VERB_CREATE, the head word that must be there */
+    const void *payload;
+    uint64_t length;
+    uint8_t tag;
+} change;
+
+typedef struct plan { /* what the record will say, given the head that was found */
+    uint64_t head;       /* the head word to CAS from */
+    bool exists;         /* `old` is valid */
+    mm_view old;
+    uint64_t version, prev;
+    uint8_t kind, depth;
+} plan;
+
+/* ---- deciding ------------------------------------------------------------------------------------------------------------ */
+
+static void key_of(mm *m, uint64_t pid, uint64_t head, uint64_t version, mm_result *r)
+{
+    r->key = (mm_key){ pid, head, mm_version_wts(version), at_load_acquire(&m->g->epoch) };
+}
+
+/* A group of records must fit one lease (relocation, consolidation).  Records under 1/512 of a group cannot exceed half of it in
+ * 250 steps; larger ones are added up here. */
+static int chain_bytes_fit(mm *m, const change *c, const mm_view *head, mm_result *r)
+{
+    uint64_t span = mm_span_of(c->length), half = m->group_limit / 2;
+    bool base = mm_shape_depth(head->shape) == 1;
+    if (!base && span < m->group_limit / 512) return MM_OK;
+    mm_view v = *head;
+    for (uint64_t sum = span;;) {
+        sum += mm_span_of(mm_shape_length(v.shape));
+        if (sum > half) {
+            r->length = half - MM_RECORD_HEADER;
+            return base ? MM_TOOBIG : MM_CHAIN;
+        }
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_OK;
+        int rc = mm_look(m, c->pid, v.prev, &v, r);
+        if (rc) return rc;
+    }
+}
+
+/* A refusal says something about the page: only what its checksum covers may be said. */
+static int refuse(mm *m, const plan *p, int status, mm_result *r)
+{
+    int rc = mm_verify(m, &p->old, r);
+    return rc ? rc : status;
+}
+
+static int plan_delta(mm *m, const change *c, plan *p, mm_result *r)
+{
+    if (mm_shape_tag(p->old.shape) != c->tag) return refuse(m, p, MM_TYPE, r);
+    if (mm_shape_depth(p->old.shape) >= m->max_depth) return MM_CHAIN;
+    p->kind = MM_KIND_DELTA;
+    p->depth = (uint8_t)(mm_shape_depth(p->old.shape) + 1);
+    p->prev = p->old.address;
+    return chain_bytes_fit(m, c, &p->old, r);
+}
+
+/* What to write on top of the head found, or why not.  The head's record is committed when this returns. */
+static int make_plan(mm *m, const change *c, at_word *head, plan *p, mm_result *r)
+{
+    bool helped;
+    p->head = at_load_acquire(head);
+    p->exists = p->head != 0;
+    p->kind = c->verb == VERB_FREE ? MM_KIND_FREE : MM_KIND_BASE;
+    p->depth = 1;
+    p->prev = 0;
+    p->version = mm_version(1, 0);
+    if (!p->exists) return c->verb != VERB_CREATE ? MM_NOPAGE : c->from ? MM_CONFLICT : MM_OK;
+    int rc = mm_look_head(m, c->pid, p->head, &p->old, &helped, r);
+    if (rc) return rc;
+    key_of(m, c->pid, p->head, p->old.version, r);
+    r->kind = mm_shape_kind(p->old.shape);
+    p->version = mm_version(mm_version_wts(p->old.version) + 1, 0);
+    if (mm_version_wts(p->version) > MM_MAX_WTS) return MM_LIMIT;
+    if (c->verb == VERB_CREATE) return p->head == c->from ? MM_OK : MM_CONFLICT;
+    bool stale = c->verb != VERB_APPEND && mm_version_wts(p->old.version) != c->wts;
+    if (mm_shape_kind(p->old.shape) == MM_KIND_FREE) return refuse(m, p, MM_FREED, r);
+    if (stale) return refuse(m, p, MM_CONFLICT, r);
+    return c->verb == VERB_APPEND || c->verb == VERB_LINK ? plan_delta(m, c, p, r) : MM_OK;
+}
+
+/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+
+static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc)
+{
+    uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */
+    mm_record *rec = (mm_record *)(m->log + m->lease.bump);
+    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, 0, c->tag, 0);
+    rec->page_colour = mm_page_colour(c->pid, colour);
+    rec->version = p->version;
+    rec->prev_colour = mm_prev_colour(p->prev, colour);
+    MM_POINT();
+    mm_seal_record(rec, payload_crc);
+}
+
+/* The CAS won: the operation has happened. */
+static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_result *r)
+{
+    uint64_t address = m->lease.bump, span = mm_span_of(c->length);
+    at_word *w = (at_word *)(m->log + address);
+    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
+    at_fence_full(); /* commit word, then the epoch: stable >= LSN covers the record (model: LSN_COLOUR) */
+    r->key = (mm_key){ c->pid, head, mm_version_wts(p->version), at_load_acquire(&m->g->epoch) };
+    if (at_load_relaxed(&m->g->dirty) < r->key.lsn) at_max_release(&m->g->dirty, r->key.lsn);
+    r->generation = m->lease.generation;
+    r->kind = p->kind;
+    r->depth = p->depth;
+    m->lease.bump += span;
+    at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
+    m->lease.live += (int64_t)span;
+    at_store_relaxed(&m->slot->operations, at_load_relaxed(&m->slot->operations) + 1);
+    if (p->kind != MM_KIND_DELTA && p->exists) mm_retire_chain(m, c->pid, &p->old);
+}
+
+/* Writers consolidate when the fragments on top weigh something against the base, so that a large page is not rewritten for every ten
+ * small fragments; at 8 x the threshold they must (MM_CHAIN). */
+static bool worth_tidying(mm *m, uint64_t pid, uint64_t address, uint32_t depth)
+{
+    if (depth <= m->threshold || depth % m->threshold) return false;
+    mm_result ignored;
+    mm_view v;
+    uint64_t deltas = 0;
+    while (mm_look(m, pid, address, &v, &ignored) == MM_OK) {
+        uint64_t n = mm_shape_length(v.shape);
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return deltas * 4 >= n;
+        deltas += n;
+        address = v.prev;
+    }
+    return false;
+}
+
+static int try_publish(mm *m, const change *c, mm_result *r)
+{
+    at_word *head;
+    int rc = mm_head(m, c->pid, &head, r);
+    if (rc) return rc;
+    plan p;
+    rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
+    if (rc) return rc;
+    rc = mm_reserve(m, mm_span_of(c->length), r);
+    if (rc) return rc;
+    if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
+    uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);
+    for (;;) {
+        write_record(m, c, &p, crc);
+        uint64_t found = p.head, next = mm_head_next(p.head, m->lease.bump);
+        /* Release: whoever loads this head finds the record complete.  Acquire on failure: we look into the winner's record. */
+        if (at_cas_acq_rel(head, &found, next)) {
+            finish(m, c, &p, next, r);
+            return MM_OK;
+        }
+        at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        rc = make_plan(m, c, head, &p, r);
+        if (rc) return rc;
+    }
+}
+
+static int check_payload(const mm *m, change *c, mm_result *r)
+{
+    if (c->length > mm_limit(m)) {
+        r->length = mm_limit(m);
+        return MM_TOOBIG;
+    }
+    c->tag = 0;
+    if (!m->merge_kind || c->verb == VERB_FREE || c->pid < 2) return MM_OK;
+    c->tag = mm_merge_class((int)m->merge_kind, c->payload, c->length);
+    return c->tag ? MM_OK : MM_TYPE;
+}
+
+static int publish(mm *m, change *c, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    r->key.pid = c->pid;
+    int rc = check_payload(m, c, r);
+    if (!rc) rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_announce(m);
+    rc = try_publish(m, c, r);
+    if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
+    if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
+    mm_publish_end(m);
+    return rc;
+}
+
+/* ---- the verbs --------------------------------------------------------------------------------------------------------------- */
+
+/* A chain that is full is consolidated here when C knows how to merge; a losing consolidator means that another one won. */
+static int publish_delta(mm *m, change *c, mm_result *r)
+{
+    for (int tries = 0;; tries++) {
+        int rc = publish(m, c, r);
+        if (rc != MM_CHAIN || !m->merge_kind || tries == 100) return rc;
+        rc = mm_consolidate_native(m, c->pid, r);
+        if (rc != MM_OK && rc != MM_CONFLICT && rc != MM_CHAIN) return rc;
+    }
+}
+
+int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
+{
+    change c = { .verb = VERB_APPEND, .pid = pid, .payload = payload, .length = length };
+    return pid < 2 ? MM_RESERVED : publish_delta(m, &c, r);
+}
+
+int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
+{
+    change c = { .verb = VERB_LINK, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
+    return key->pid < 2 ? MM_RESERVED : publish_delta(m, &c, r);
+}
+
+int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
+{
+    change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
+    return key->pid < 2 ? MM_RESERVED : publish(m, &c, r);
+}
+
+int mm_free(mm *m, const mm_key *key, mm_result *r)
+{
+    change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts };
+    return key->pid < 2 ? MM_RESERVED : publish(m, &c, r);
+}
+
+int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
+{
+    change c = { .verb = VERB_CREATE, .pid = pid, .payload = payload, .length = length };
+    return publish(m, &c, r);
+}
+
+/* An id is a hint until the CAS from the head it was taken with: a lost one is simply dropped (model: ids.pml). */
+int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
+    int rc = check_payload(m, &c, r);
+    if (!rc) rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_announce(m);
+    do {
+        rc = mm_id_take(m, &c.pid, &c.from, r);
+        if (rc) break;
+        rc = try_publish(m, &c, r);
+        if (rc && rc != MM_CONFLICT) mm_id_return(m, c.pid);
+    } while (rc == MM_CONFLICT);
+    mm_publish_end(m);
+    return rc;
+}

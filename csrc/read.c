@@ -1,0 +1,214 @@
+/* read.c - reading a page: the chain from the head down, verified, handed out oldest first.
+ *
+ * Content is named by wts: what a caller has cached at wts k is continued by the deltas with wts > k, whatever was moved or
+ * consolidated meanwhile.  Depth and version strictly decrease along a chain, so a hostile one ends.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+static bool follows(const mm_view *newer, const mm_view *older)
+{
+    return mm_shape_depth(older->shape) + 1 == mm_shape_depth(newer->shape) && older->version < newer->version
+           && mm_shape_kind(older->shape) != MM_KIND_FREE;
+}
+
+/* Collects what is newer than known_wts (0: all), newest first; each record's checksum holds. */
+int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r)
+{
+    mm_view v = *head;
+    if (mm_version_wts(v.version) < known_wts) known_wts = 0; /* cannot be: read all, trust nothing cached */
+    c->count = 0;
+    c->payload = 0;
+    c->whole = false;
+    for (;;) {
+        if (known_wts && mm_version_wts(v.version) <= known_wts) return MM_OK;
+        int rc = mm_verify(m, &v, r);
+        if (rc) return rc;
+        c->at[c->count++] = v;
+        c->payload += mm_shape_length(v.shape);
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) {
+            c->whole = true;
+            return MM_OK;
+        }
+        mm_view older;
+        rc = mm_look(m, pid, v.prev, &older, r);
+        if (rc) return rc;
+        if (c->count == MM_CHAIN_MAX || !follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
+        v = older;
+    }
+}
+
+static uint64_t array_header(uint8_t *out, uint32_t n)
+{
+    if (n < 16) {
+        out[0] = (uint8_t)(0x90 | n);
+        return 1;
+    }
+    out[0] = 0xDC;
+    out[1] = (uint8_t)(n >> 8);
+    out[2] = (uint8_t)n;
+    return 3;
+}
+
+/* One msgpack array: a header, and the fragments as they are. */
+static int emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+{
+    r->length = 3 + c->payload;
+    if (capacity < r->length) return MM_SPACE;
+    uint64_t at = array_header(buffer, c->count);
+    for (uint32_t i = c->count; i-- > 0;) {
+        uint64_t n = mm_shape_length(c->at[i].shape);
+        memcpy(buffer + at, c->at[i].payload, n);
+        at += n;
+    }
+    r->length = at;
+    r->cost = mm_merge_cost(buffer, at);
+    return MM_OK;
+}
+
+static int emit_merged(const mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+{
+    mm_span spans[MM_CHAIN_MAX];
+    for (uint32_t i = 0; i < c->count; i++)
+        spans[i] = (mm_span){ c->at[c->count - 1 - i].payload, mm_shape_length(c->at[c->count - 1 - i].shape) };
+    uint64_t bound = mm_merge_bound((int)m->merge_kind, spans, c->count), length = 0;
+    r->length = bound;
+    if (capacity < bound) return MM_SPACE;
+    int rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
+    if (rc == MM_MERGE_MEMORY) return mm_os_failed(r, 12 /* ENOMEM */);
+    if (rc) {
+        r->file = MM_FILE_LOG;
+        r->offset = c->at[0].address;
+        return MM_UNUSABLE;
+    }
+    r->length = length;
+    r->merged = 1;
+    r->cost = mm_merge_cost(buffer, length);
+    return MM_OK;
+}
+
+static int read_pinned(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
+{
+    at_word *head;
+    mm_view v;
+    bool helped;
+    mm_chain_view c;
+    int rc = mm_head(m, pid, &head, r);
+    if (rc) return rc;
+    uint64_t h = at_load_acquire(head);
+    if (!h) return MM_NOPAGE;
+    rc = mm_look_head(m, pid, h, &v, &helped, r);
+    if (rc) return rc;
+    r->key = (mm_key){ pid, h, mm_version_wts(v.version), at_load_acquire(&m->g->epoch) };
+    r->generation = v.generation;
+    r->kind = mm_shape_kind(v.shape);
+    r->depth = mm_shape_depth(v.shape);
+    rc = mm_walk(m, pid, &v, known_wts, &c, r);
+    if (rc) return rc;
+    r->whole = c.whole;
+    r->count = c.count;
+    r->tidy = r->depth > m->tidy_depth;
+    if (r->kind == MM_KIND_FREE) return MM_OK;
+    return merge && c.whole && m->merge_kind && pid >= 2 ? emit_merged(m, &c, buffer, capacity, r) : emit_array(&c, buffer, capacity, r);
+}
+
+int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
+{
+    uint32_t pin;
+    memset(r, 0, sizeof *r);
+    r->key.pid = pid;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    rc = read_pinned(m, pid, known_wts, merge, buffer, capacity, r);
+    mm_leave(m, pin);
+    return rc;
+}
+
+/* ---- looking ------------------------------------------------------------------------------------------------------------------ */
+
+int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r)
+{
+    uint32_t pin;
+    memset(r, 0, sizeof *r);
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    at_word *head;
+    mm_view v;
+    bool helped;
+    mm_chain_view c;
+    rc = mm_head(m, pid, &head, r);
+    uint64_t h = rc ? 0 : at_load_acquire(head);
+    if (!rc && !h) rc = MM_NOPAGE;
+    if (!rc) rc = mm_look_head(m, pid, h, &v, &helped, r);
+    if (!rc) rc = mm_walk(m, pid, &v, 0, &c, r);
+    for (uint32_t i = 0; !rc && i < c.count && i < capacity; i++) {
+        triples[3 * i] = c.at[i].address;
+        triples[3 * i + 1] = c.at[i].version;
+        triples[3 * i + 2] = c.at[i].shape;
+    }
+    if (!rc) r->count = c.count;
+    mm_leave(m, pin);
+    return rc;
+}
+
+int mm_check(mm *m, uint64_t *pages, mm_result *r)
+{
+    *pages = 0;
+    uint64_t none, end = 0;
+    uint32_t pin;
+    int entered = mm_enter(m, &pin, NULL);
+    if (entered) return entered;
+    end = at_load_acquire(&m->g->max_pid);
+    if (end > at_load_acquire(&m->g->table_pages)) end = at_load_acquire(&m->g->table_pages);
+    mm_leave(m, pin);
+    for (uint64_t pid = 0; pid < end; pid++) {
+        int rc = mm_chain(m, pid, &none, 0, r);
+        r->key.pid = pid;
+        if (rc == MM_NOPAGE) continue;
+        if (rc) return rc;
+        (*pages)++;
+    }
+    return MM_OK;
+}
+
+int mm_get_stats(mm *m, mm_stats *s)
+{
+    uint32_t pin;
+    memset(s, 0, sizeof *s);
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    pthread_mutex_lock(&m->publish);
+    s->oldest_pin = mm_oldest_pin(m);
+    pthread_mutex_unlock(&m->publish);
+    s->epoch = at_load_acquire(&m->g->epoch);
+    s->stable = at_load_acquire(&m->g->stable);
+    s->pages = at_load_acquire(&m->g->max_pid);
+    s->free_hints = at_load_relaxed(&m->g->free_ids);
+    s->segments = at_load_acquire(&m->g->segments);
+    s->log_bytes = at_load_acquire(&m->g->log_size);
+    s->table_bytes = at_load_acquire(&m->g->table_pages) * 8;
+    s->reaped = at_load_relaxed(&m->g->reaped);
+    s->helped = at_load_relaxed(&m->g->helped);
+    s->slot = m->slot_index;
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) s->slots++;
+        s->operations += at_load_relaxed(&m->slots[i].operations);
+        s->conflicts += at_load_relaxed(&m->slots[i].conflicts);
+    }
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable)
+{
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    *epoch = at_load_acquire(&m->g->epoch);
+    *stable = at_load_acquire(&m->g->stable);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n) { return crc32c_extend(crc, p, n); }

@@ -1,0 +1,255 @@
+/* slot.c - slots: who is attached, which epochs are pinned, and what the dead leave behind.
+ *
+ * A slot belongs to whoever holds its byte of `lock` (an open-file-description lock, so the kernel gives it back at death).
+ * That byte is the slot's only lock and is only ever *tried*: a reaper holds it while it reaps, and a claimer that gets
+ * the byte of a slot still marked LIVE reaps it first (model: slots.pml).
+ *
+ * Died at any point here: the byte is free and the state LIVE or FREE; LIVE is reaped again from the start, every step may be
+ * done twice.  Stopped: the byte stays locked, the slot is somebody's, others take another one.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/* ---- reaping ---------------------------------------------------------------------------------------------------- */
+
+/* The caller holds the slot's byte.  Order: extents and segments, views, pins, state last (model: UNPIN_FIRST). */
+static void reap(mm *m, uint32_t i)
+{
+    mm_slot *s = &m->slots[i];
+    mm_segment_abandon(m, i);
+    for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);
+    for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);
+    at_store_relaxed(&s->announce, 0); /* its last lease stays announced: the next owner's first lease names it */
+    at_store_relaxed(&m->g->sweep, 0); /* its private page-id candidates are hints that were lost */
+    at_add_relaxed(&m->g->reaped, 1);
+    uint64_t state = at_load_relaxed(&s->state);
+    at_store_release(&s->state, (state & ~UINT64_C(255)) | MM_SLOT_FREE); /* who loads FREE sees the rest */
+}
+
+/* True when the slot was dead, and now is free. */
+static bool reap_if_dead(mm *m, uint32_t i)
+{
+    if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
+    bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
+    if (dead) reap(m, i);
+    mm_unlock_range(m->config.lock, i, 1);
+    return dead;
+}
+
+static uint64_t slots_used(const mm *m)
+{
+    uint64_t n = at_load_acquire(&m->g->slots_used);
+    return n < MM_SLOTS ? n : MM_SLOTS;
+}
+
+uint64_t mm_reap_dead(mm *m)
+{
+    uint64_t reaped = 0;
+    for (uint32_t i = 0; i < slots_used(m); i++)
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += reap_if_dead(m, i);
+    return reaped;
+}
+
+int mm_reap_all(mm *m, uint64_t *reaped)
+{
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    pthread_mutex_lock(&m->publish);
+    *reaped = mm_reap_dead(m);
+    pthread_mutex_unlock(&m->publish);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+/* ---- claiming ---------------------------------------------------------------------------------------------------- */
+
+/* The last lease of the slot's former owner: the first lease header of this one names it.  A former owner that died between announcing
+ * a lease and beginning it leaves the one before. */
+static void inherit_lease(mm *m, const mm_slot *s)
+{
+    uint64_t fill = at_load_relaxed(&s->lease_fill), last = at_load_relaxed(&s->last_fill);
+    m->lease.previous = fill ? at_load_relaxed(&s->lease) : last ? at_load_relaxed(&s->last_lease) : 0;
+    m->lease.filled = fill ? fill : last;
+}
+
+static int try_claim(mm *m, uint32_t i, mm_result *r)
+{
+    /* The block of `control` that holds the slot must exist before it is stored to: a hole without room would be a SIGBUS. */
+    uint64_t at = MM_CONTROL_SLOTS + (uint64_t)i * sizeof(mm_slot);
+    int rc = mm_lock_range(m->config.lock, i, 1);
+    if (rc) return rc;
+    int e = mm_os_grow(m->config.control, at & ~(uint64_t)(MM_BLOCK - 1), (at & ~(uint64_t)(MM_BLOCK - 1)) + MM_BLOCK);
+    if (e) {
+        mm_unlock_range(m->config.lock, i, 1);
+        return mm_os_failed(r, e);
+    }
+    mm_slot *s = &m->slots[i];
+    at_max_release(&m->g->slots_used, i + 1); /* before LIVE: whoever scans sees the slot */
+    m->slot_index = i;
+    uint64_t state = at_load_acquire(&s->state);
+    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);
+    at_store_relaxed(&s->pid, (uint64_t)getpid());
+    at_store_relaxed(&s->opened, mm_os_now());
+    at_store_relaxed(&s->operations, 0);
+    at_store_relaxed(&s->conflicts, 0);
+    inherit_lease(m, s);
+    at_store_release(&s->state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);
+    m->slot = s;
+    return MM_OK;
+}
+
+/* Free slots first, then those whose owner has died. */
+int mm_slot_claim(mm *m, mm_result *r)
+{
+    m->slot_index = MM_SLOTS;
+    for (int pass = 0; pass < 2; pass++)
+        for (uint32_t i = 0; i < MM_SLOTS; i++) {
+            bool fresh = i >= slots_used(m);
+            bool live = !fresh && (at_load_relaxed(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
+            if (live != (pass == 1)) continue;
+            int rc = try_claim(m, i, r);
+            if (rc != MM_BUSY) return rc;
+        }
+    return MM_BUSY;
+}
+
+void mm_slot_release(mm *m)
+{
+    mm_slot *s = m->slot;
+    if (!s) return;
+    for (uint32_t k = 0; k < MM_PINS; k++) at_store_release(&s->pins[k], 0);
+    at_store_release(&s->announce, 0);
+    uint64_t state = at_load_relaxed(&s->state);
+    at_store_release(&s->state, (state & ~UINT64_C(255)) | MM_SLOT_FREE);
+    mm_unlock_range(m->config.lock, m->slot_index, 1);
+    m->slot = NULL;
+}
+
+/* ---- pins ---------------------------------------------------------------------------------------------------------- */
+
+/* Store, then a full fence, then the caller's first load of a head: either the reclaimer sees the pin, or this process sees the
+ * head that the reclaimer left (Dekker; model: pin.pml, on x86 too). */
+static void set_pin(mm *m, uint32_t i, uint64_t epoch)
+{
+    at_store_relaxed(&m->slot->pins[i], epoch);
+    at_fence_full();
+}
+
+/* All words are in use: calls share the last one, which keeps the first one's (older) epoch. */
+static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
+{
+    int rc = MM_OK;
+    pthread_mutex_lock(&m->sharing);
+    if (m->sharers == 0) {
+        uint64_t old = pv_or(&m->busy, UINT64_C(1) << MM_PIN_SHARED);
+        if (old & MM_CLOSING) {
+            pv_and(&m->busy, ~(UINT64_C(1) << MM_PIN_SHARED));
+            rc = MM_CLOSED;
+        } else
+            set_pin(m, MM_PIN_SHARED, at_load_acquire(&m->g->epoch));
+    }
+    if (!rc) {
+        m->sharers++;
+        *pin = MM_PIN_SHARED;
+        if (epoch) *epoch = at_load_relaxed(&m->slot->pins[MM_PIN_SHARED]);
+    }
+    pthread_mutex_unlock(&m->sharing);
+    return rc;
+}
+
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch)
+{
+    if (*m->alive != MM_ALIVE) return MM_FORKED;
+    uint64_t busy = pv_load_relaxed(&m->busy);
+    for (;;) {
+        if (busy & MM_CLOSING) return MM_CLOSED;
+        uint64_t unused = ~busy & ((UINT64_C(1) << MM_PIN_SHARED) - 1);
+        if (!unused) return enter_shared(m, pin, epoch);
+        uint32_t i = (uint32_t)__builtin_ctzll(unused);
+        if (!pv_cas(&m->busy, &busy, busy | UINT64_C(1) << i)) continue;
+        uint64_t e = at_load_acquire(&m->g->epoch);
+        set_pin(m, i, e);
+        if (epoch) *epoch = e;
+        *pin = i;
+        return MM_OK;
+    }
+}
+
+/* Release: what the call read was read before the pin is seen to be gone.  The last one out of a closing attachment unmaps. */
+static void drop_pin(mm *m, uint32_t i)
+{
+    at_store_release(&m->slot->pins[i], 0);
+    uint64_t old = pv_and(&m->busy, ~(UINT64_C(1) << i));
+    if (old == (MM_CLOSING | UINT64_C(1) << i)) mm_finish(m);
+}
+
+void mm_leave(mm *m, uint32_t pin)
+{
+    if (pin != MM_PIN_SHARED) {
+        drop_pin(m, pin);
+        return;
+    }
+    pthread_mutex_lock(&m->sharing);
+    if (--m->sharers == 0) drop_pin(m, MM_PIN_SHARED); /* under the mutex: a new sharer must not lose its pin */
+    pthread_mutex_unlock(&m->sharing);
+}
+
+int mm_pin(mm *m, uint32_t *index, uint64_t *epoch) { return mm_enter(m, index, epoch); }
+
+void mm_unpin(mm *m, uint32_t index)
+{
+    if (*m->alive == MM_ALIVE) mm_leave(m, index);
+}
+
+/* ---- publishing ------------------------------------------------------------------------------------------------------ */
+
+int mm_publish_begin(mm *m, mm_result *r)
+{
+    if (*m->alive != MM_ALIVE) return MM_FORKED; /* before the mutex: in a child it may be held by nobody */
+    pthread_mutex_lock(&m->publish);
+    uint64_t failed = 0;
+    int rc = MM_OK;
+    if (pv_load_relaxed(&m->busy) & MM_CLOSING) rc = MM_CLOSED; /* mm_close sets it under this mutex */
+    else if ((failed = at_load_relaxed(&m->g->failed)) != 0) {
+        r->os_error = (int32_t)failed;
+        rc = MM_FAILED;
+    }
+    if (rc) pthread_mutex_unlock(&m->publish);
+    return rc;
+}
+
+/* The announcement counts as a pin and bounds the colours of this publish for a snapshot; its fence also stands between the commit
+ * word of this thread's previous record and the next colour (model: fence.pml). */
+void mm_announce(mm *m)
+{
+    at_store_relaxed(&m->slot->announce, at_load_acquire(&m->g->epoch));
+    at_fence_full();
+}
+
+void mm_publish_end(mm *m)
+{
+    at_store_release(&m->slot->announce, 0);
+    pthread_mutex_unlock(&m->publish);
+}
+
+/* The oldest epoch that anybody pins, or the epoch now: own pins count, the announcement of the caller, who holds the mutex, does not
+ * (it holds no page).  A slot that is in the way is asked whether it lives.  Loads are acquire: what was read under a pin that is gone was read before. */
+uint64_t mm_oldest_pin(mm *m)
+{
+    uint64_t oldest = at_load_acquire(&m->g->epoch);
+    at_fence_full(); /* the other half of Dekker: an epoch step, or an unlink, before the pins */
+    uint64_t n = slots_used(m);
+    for (uint32_t i = 0; i < n; i++) {
+        mm_slot *s = &m->slots[i];
+        if ((at_load_acquire(&s->state) & 255) != MM_SLOT_LIVE) continue;
+        uint64_t mine = UINT64_MAX, p = at_load_acquire(&s->announce);
+        if (p && p < mine && s != m->slot) mine = p;
+        for (uint32_t k = 0; k < MM_PINS; k++)
+            if ((p = at_load_acquire(&s->pins[k])) != 0 && p < mine) mine = p;
+        if (mine < oldest && !reap_if_dead(m, i)) oldest = mine;
+    }
+    return oldest;
+}

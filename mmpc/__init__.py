@@ -1,0 +1,57 @@
+"""mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
+
+from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+from .errors import (
+    Closed,
+    CollectionNotFound,
+    Conflict,
+    CorruptionError,
+    DiskFullError,
+    FragmentTooLarge,
+    FragmentTypeError,
+    IncompatibleStore,
+    MmpcError,
+    PageFreed,
+    PageNotFound,
+    StoreBusy,
+    StoreFailed,
+    Unsupported,
+)
+from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
+from .pagecache import PageCache, Stats, open
+from .tx import Tx
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Add",
+    "Append",
+    "Closed",
+    "CollectionNotFound",
+    "Conflict",
+    "CorruptionError",
+    "Counter",
+    "DiskFullError",
+    "FragmentTooLarge",
+    "FragmentTypeError",
+    "Free",
+    "IncompatibleStore",
+    "LastWriteWins",
+    "Materialized",
+    "Materializer",
+    "Max",
+    "Meta",
+    "MmpcError",
+    "PageCache",
+    "PageFreed",
+    "PageNotFound",
+    "PagePtr",
+    "Stats",
+    "StoreBusy",
+    "StoreFailed",
+    "Tx",
+    "Unallocated",
+    "Union",
+    "Unsupported",
+    "open",
+]

@@ -1,0 +1,331 @@
+"""The files of a store: the one module that creates, opens, writes and removes them.
+
+A store is a directory.  `config` is written last at creation, by rename: a directory without it is no store
+yet.  `control`, `table`, `ids` and `rts` are volatile: made aside and renamed, and trusted only while the
+identity block in `control` names exactly these files and this boot.  `open.lock` is held for creation and
+recovery, never by running operations.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import sys
+
+from . import errors
+from ._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LASTING = ("config", "log", "marks", "lock", "open.lock")
+VOLATILE = ("control", "table", "ids", "rts")
+FORMAT = 1
+SLOTS = 1024
+MAX_CONFIG = 64 << 20
+_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
+
+# Local file systems whose shared mappings are coherent and whose allocation can be reserved (statfs magic
+# numbers).
+FILE_SYSTEMS = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0x01021994: "tmpfs",
+    0x794C7630: "overlay",
+}
+_BTRFS = 0x9123683E
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
+
+# magic, format, crc of what is behind it, length, segment shift, incompat, ro_compat, compat, uuid, created
+# (ns)
+_CONFIG = struct.Struct("<8sIIIIQQQ16sQ")
+_MAGIC = b"MMPCconf"
+
+
+class Config:
+    """What `config` says.  Immutable facts of the store, and the colours that recoveries discarded (pairs lo
+    < colour <= hi).
+    """
+
+    __slots__ = ("codec", "created", "discards", "materializer", "segment_shift", "uuid")
+
+    def __init__(
+        self,
+        uuid: bytes,
+        segment_shift: int,
+        materializer: str,
+        codec: str,
+        created: int,
+        discards: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self.uuid = uuid
+        self.segment_shift = segment_shift
+        self.materializer = materializer
+        self.codec = codec
+        self.created = created
+        self.discards = discards
+
+    def encode(self) -> bytes:
+        names = b"".join(struct.pack("<I", len(n)) + n for n in (self.materializer.encode(), self.codec.encode()))
+        pairs = struct.pack("<I", len(self.discards)) + b"".join(struct.pack("<QQ", *d) for d in self.discards)
+        length = _CONFIG.size + len(names) + len(pairs)
+        head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, self.segment_shift, 0, 0, 0, self.uuid, self.created)
+        data = head + names + pairs
+        return data[:12] + struct.pack("<I", crc32c(data[16:])) + data[16:]
+
+
+def crc32c(data: bytes, start: int = 0) -> int:
+    """CRC-32C of `data`, as the core computes it."""
+    return int(lib.mm_crc32c(start, data, len(data)))
+
+
+def _damaged(offset: int, what: str) -> errors.CorruptionError:
+    return errors.CorruptionError(f"'config': {what} (offset {offset})", file="config", offset=offset)
+
+
+def decode_config(data: bytes) -> Config:
+    """Parses the bytes of `config`: CorruptionError for damage, IncompatibleStore for another format or
+    unknown features.
+    """
+    if len(data) < _CONFIG.size:
+        raise _damaged(len(data), f"{len(data)} bytes are too short")
+    magic, fmt, crc, length, shift, incompat, ro_compat, _compat, uuid, created = _CONFIG.unpack_from(data)
+    if magic != _MAGIC:
+        raise errors.IncompatibleStore("'config' was not written by mmpc: this is another program's directory")
+    if fmt != FORMAT:
+        raise errors.IncompatibleStore(f"the store has format {fmt}, this mmpc reads format {FORMAT}")
+    if length != len(data) or crc != crc32c(data[16:]):
+        raise _damaged(12, "checksum or length is wrong")
+    if incompat or ro_compat:
+        raise errors.IncompatibleStore(
+            f"the store uses features unknown to this mmpc (bits {incompat:#x}, {ro_compat:#x}; known: 0x0)"
+        )
+    at, names = _CONFIG.size, []
+    for _ in range(2):
+        names.append(_sized(data, at))
+        at += 4 + len(names[-1])
+    (count,) = struct.unpack("<I", _slice(data, at, 4))
+    at += 4
+    pairs = tuple(struct.unpack("<QQ", _slice(data, at + 16 * i, 16)) for i in range(min(count, len(data) // 16 + 1)))
+    if len(pairs) != count or at + 16 * count != length or not 16 <= shift <= 30:
+        raise _damaged(at, "fields do not fit")
+    return Config(uuid, shift, names[0].decode(errors="replace"), names[1].decode(errors="replace"), created, pairs)
+
+
+def _slice(data: bytes, at: int, n: int) -> bytes:
+    if at + n > len(data):
+        raise _damaged(at, "ends early")
+    return data[at : at + n]
+
+
+def _sized(data: bytes, at: int) -> bytes:
+    (n,) = struct.unpack("<I", _slice(data, at, 4))
+    return _slice(data, at + 4, n)
+
+
+def read_config(path: str) -> Config | None:
+    """The store's config, or None when the directory, or the file in it, is not there."""
+    try:
+        fd = os.open(os.path.join(path, "config"), os.O_RDONLY | _SAFELY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise _explained(e, path, "config") from e
+    with open(fd, "rb") as f:
+        _check_regular(fd, path, "config")
+        data = f.read(MAX_CONFIG)
+    return decode_config(data)
+
+
+def _check_regular(fd: int, path: str, name: str) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise errors.CorruptionError(f"{name!r} in {path!r} is not a regular file", file=name, offset=0)
+
+
+def write_config(path: str, config: Config) -> None:
+    """Replaces `config`: temporary file, sync, rename, sync of the directory.  Durable on return."""
+    name = os.path.join(path, "config.new")
+    fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        data = config.encode()
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(name, os.path.join(path, "config"))
+    sync_directory(path)
+
+
+def sync_directory(path: str) -> None:
+    """Makes creations and renames in `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> bytes:
+    """64 bytes that change at each boot of the machine; MMPC_BOOT_ID stands in for tests."""
+    text = os.environ.get("MMPC_BOOT_ID")
+    if text is None:
+        with open("/proc/sys/kernel/random/boot_id") as f:
+            text = f.read().strip()
+    data = text.encode()
+    if len(data) > 64:
+        import hashlib
+
+        data = hashlib.sha512(data).digest()
+    return data.ljust(64, b"\0")
+
+
+def make_directory(path: str) -> None:
+    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or
+    empty.
+    """
+    parent = os.path.dirname(path)
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+        sync_directory(parent or ".")
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise errors.IncompatibleStore(f"{path!r} exists and is not a directory") from None
+    known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
+    foreign = sorted(set(os.listdir(path)) - known)
+    if foreign:
+        raise errors.IncompatibleStore(
+            f"{path!r} is not an mmpc store: it holds {', '.join(foreign[:5])}; choose an empty directory"
+        )
+
+
+def check_file_system(fd: int, path: str) -> None:
+    """Unsupported, unless the file lies on a local file system of the allowlist."""
+    kind = ffi.new("uint64_t *")
+    if lib.mm_filesystem(fd, kind) == 0 and kind[0] not in FILE_SYSTEMS:
+        names = ", ".join(FILE_SYSTEMS.values())
+        raise errors.Unsupported(
+            f"{path!r} lies on a file system of type {kind[0]:#x}; mmpc needs a local one: {names}"
+        )
+
+
+def check_platform() -> None:
+    """Unsupported on systems whose address space or locks do not do."""
+    if sys.maxsize < 2**47 or not sys.platform.startswith("linux"):
+        raise errors.Unsupported("mmpc needs 64-bit Linux")
+
+
+def create_lasting(path: str) -> None:
+    """Empty log, marks and lock; never touches those that are there."""
+    os.chmod(path, 0o700)
+    for name in ("log", "marks", "lock"):
+        fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            if name == "log":
+                check_file_system(fd, path)
+                _no_copy_on_write(fd)
+                if os.fstat(fd).st_size:
+                    raise errors.CorruptionError(
+                        "'config' is missing beside a log that is not empty", file="config", offset=0
+                    )
+        finally:
+            os.close(fd)
+
+
+def _no_copy_on_write(fd: int) -> None:
+    """Overwriting a copy-on-write file needs new blocks, and finds none on a full disk: as a SIGBUS."""
+    kind = ffi.new("uint64_t *")
+    if lib.mm_filesystem(fd, kind) or kind[0] != _BTRFS:
+        return
+    flags = bytearray(8)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+    value = int.from_bytes(flags[:4], sys.byteorder) | _FS_NOCOW_FL
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, value.to_bytes(8, sys.byteorder))
+
+
+class Descriptors:
+    """Open descriptors of a store's files, until the core takes them over."""
+
+    __slots__ = ("fds",)
+
+    def __init__(self) -> None:
+        self.fds: dict[str, int] = {}
+
+    def open(self, path: str, names: tuple[str, ...], *, suffix: str = "", create: bool = False) -> None:
+        flags = os.O_RDWR | _SAFELY | (os.O_CREAT | os.O_TRUNC if create else 0)
+        for name in names:
+            try:
+                self.fds[name] = os.open(os.path.join(path, name + suffix), flags, 0o600)
+            except OSError as e:
+                raise _explained(e, path, name) from e
+            _check_regular(self.fds[name], path, name)
+
+    def get(self, name: str) -> int:
+        return self.fds.get(name, -1)
+
+    def taken(self) -> None:
+        """The core owns them now."""
+        self.fds = {}
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds = {}
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _explained(e: OSError, path: str, name: str) -> Exception:
+    if e.errno == errno.ENOENT and name in ("log", "marks", "lock"):
+        return errors.CorruptionError(f"{name!r} is missing in {path!r}", file=name, offset=0)
+    if e.errno == errno.ELOOP:
+        return errors.CorruptionError(f"{name!r} in {path!r} is a symbolic link", file=name, offset=0)
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return errors.Unsupported(
+            f"{os.path.join(path, name)!r} cannot be opened for writing ({e.strerror}): every process needs to write"
+        )
+    return e
+
+
+def remove_store(path: str) -> None:
+    """Removes a store's files and its directory (temporary stores, at the last close)."""
+    for name in (
+        *VOLATILE,
+        *(n + ".new" for n in VOLATILE),
+        "config.new",
+        "config",
+        "log",
+        "marks",
+        "lock",
+        "open.lock",
+    ):
+        try:
+            os.unlink(os.path.join(path, name))
+        except FileNotFoundError:
+            pass
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def temporary_path() -> str:
+    """A fresh name in the memory file system, or in the directory for temporary files."""
+    base = "/dev/shm"
+    if not os.access(base, os.W_OK | os.X_OK):
+        import tempfile
+
+        base = tempfile.gettempdir()
+    return os.path.join(base, f"mmpc-{os.getuid()}-{os.urandom(8).hex()}")

@@ -1,0 +1,6 @@
+"""What csrc/mmpc.cdef lists, as cffi presents it."""
+
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,555 @@
+"""The portable face: verbs and object cache in Python over cffi, for interpreters without CPython's C API.
+
+It behaves as the C face does (csrc/hot_*.c) and passes the same tests; ``MMPC_FACE=cffi`` chooses it. It
+is the slower one: a cached get is one call of the core, which answers that nothing is newer.
+
+Rule for all of it: a call into the user's Python (merge, size_in_bytes, a destructor) may use the handle,
+close it, or let another thread do so. So what `_bind` was given is read anew for each call of the core that
+follows one, and the object cache is never left half changed across one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from . import errors
+from ._native import ffi, lib
+from .results import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .tx import Tx
+
+__all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", "Verbs"]
+
+T = TypeVar("T")
+
+OVERHEAD = 256  # MM_OBJECT_OVERHEAD of csrc/objects.h: what an entry costs beside the value
+KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
+PIDS = 1 << 40  # page ids are below
+SCRATCH = 16 << 10
+
+
+class Entry:
+    """One object of the cache and its place in the queue."""
+
+    __slots__ = ("generation", "head", "newer", "older", "page", "pid", "size", "visited", "wts")
+
+    def __init__(self, pid: int, head: int, generation: int, wts: int, size: int, page: Any) -> None:
+        self.pid = pid
+        self.head = head
+        self.generation = generation
+        self.wts = wts
+        self.size = size
+        self.page = page
+        self.visited = False
+        self.newer: Entry | None = None
+        self.older: Entry | None = None
+
+
+class ObjectCache:
+    """Decoded pages by page id, bounded in bytes, evicted by SIEVE (see csrc/objects.h); any thread.
+
+    Victims leave the lock alive: their destructors, which may use the cache, run when the caller lets go.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.bytes = self.misses = self.evictions = 0
+        self.entries: dict[int, Entry] = {}
+        self._newest: Entry | None = None
+        self._oldest: Entry | None = None
+        self._hand: Entry | None = None
+        self._lock = threading.Lock()
+
+    def put(self, entry: Entry) -> list[Entry]:
+        """Stores `entry` if it fits and no newer version of the page is there; returns what had to go."""
+        charge = entry.size + OVERHEAD
+        gone: list[Entry] = []
+        with self._lock:
+            old = self.entries.get(entry.pid)
+            if old is not None and old.wts > entry.wts:
+                return gone
+            if old is not None:
+                self._take(old)
+                gone.append(old)
+            if charge > self.capacity:
+                return gone
+            while self.bytes + charge > self.capacity:
+                gone.append(self._evict())
+            self._enqueue(entry)
+        entry.visited = old is not None
+        return gone
+
+    def remove(self, pid: int) -> Entry | None:
+        """Takes the entry of a page out."""
+        with self._lock:
+            entry = self.entries.get(pid)
+            if entry is not None:
+                self._take(entry)
+            return entry
+
+    def clear(self) -> list[Entry]:
+        """Takes everything out."""
+        with self._lock:
+            gone = list(self.entries.values())
+            self.entries = {}
+            self._newest = self._oldest = self._hand = None
+            self.bytes = 0
+        for entry in gone:
+            entry.newer = entry.older = None
+        return gone
+
+    def _enqueue(self, entry: Entry) -> None:
+        entry.older = self._newest
+        if self._newest is not None:
+            self._newest.newer = entry
+        else:
+            self._oldest = entry
+        self._newest = entry
+        self.entries[entry.pid] = entry
+        self.bytes += entry.size + OVERHEAD
+
+    def _take(self, entry: Entry) -> None:
+        if self._hand is entry:
+            self._hand = entry.newer
+        if entry.newer is not None:
+            entry.newer.older = entry.older
+        else:
+            self._newest = entry.older
+        if entry.older is not None:
+            entry.older.newer = entry.newer
+        else:
+            self._oldest = entry.newer
+        entry.newer = entry.older = None
+        del self.entries[entry.pid]
+        self.bytes -= entry.size + OVERHEAD
+
+    def _evict(self) -> Entry:
+        entry = self._hand or self._oldest
+        assert entry is not None
+        while entry.visited:
+            entry.visited = False
+            entry = entry.newer or self._oldest
+            assert entry is not None
+        self._hand = entry
+        self.evictions += 1
+        self._take(entry)
+        return entry
+
+
+class Binding(NamedTuple):
+    """What `_bind` was given; replaced as a whole."""
+
+    mm: Any
+    unpack: Callable[[Any], Any]
+    merge: Callable[[Any], Any]
+    kind: int
+    last: bool
+    size_of: Callable[[Any], int] | None
+
+
+class Read(NamedTuple):
+    """What mm_read answered: the numbers of mm_result, and the bytes."""
+
+    key: PagePtr
+    generation: int
+    cost: int
+    fragments: int
+    kind: int
+    whole: bool
+    merged: bool
+    tidy: bool
+    body: bytes
+
+
+class Verbs(Generic[T]):
+    """The verbs of a page cache, and its cache of decoded objects."""
+
+    __slots__ = ("_binding", "_objects")
+    _binding: Binding | None
+    _objects: ObjectCache
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Unbound: every verb calls _mend(CLOSED)."""
+        self = super().__new__(cls)
+        self._binding = None
+        self._objects = ObjectCache(0)
+        return self
+
+    # ---- the handle
+
+    def _bind(
+        self,
+        address: int,
+        pack: Callable[[Any], bytes],
+        unpack: Callable[[Any], Any],
+        merge: Callable[[Any], Any],
+        kind: int,
+        size_rule_last: bool,
+        size_of: Callable[[Any], int] | None,
+        capacity: int,
+        /,
+    ) -> None:
+        """Attaches the verbs to the core; what is cached stays.
+
+        `pack` serves one caller at a time, which only the C face can promise: here codec.encode is called.
+        """
+        if capacity < self._objects.capacity:
+            self._objects.clear()
+        self._objects.capacity = capacity
+        self._binding = Binding(ffi.cast("mm *", address), unpack, merge, kind, size_rule_last, size_of)
+
+    def _unbind(self) -> None:
+        """Detaches the verbs and drops the object cache."""
+        self._binding = None
+        self._objects.clear()
+
+    def _mend(self, status: int, result: tuple[int, ...], pid: int, fragment: Any) -> None:
+        raise errors.Closed("this handle was never opened")
+
+    def _bound(self, pid: Any = None, fragment: Any = None) -> Binding:
+        while (binding := self._binding) is None:
+            self._mend(errors.CLOSED, (0,) * 8, pid, fragment)
+        return binding
+
+    def _failed(self, status: int, r: Any, pid: Any, fragment: Any) -> None:
+        k = r.key
+        result = (k.pid, k.head, k.wts, k.lsn, r.length, r.offset, r.file, r.os_error)
+        self._mend(status, result, pid, fragment)
+
+    def _cache_info(self) -> tuple[int, int, int, int, int]:
+        """(entries, bytes, capacity, misses, evictions) of the object cache."""
+        o = self._objects
+        return len(o.entries), o.bytes, o.capacity, o.misses, o.evictions
+
+    def _drop(self, pid: int | None = None) -> None:
+        """Forgets the cached object of a page, or all."""
+        if pid is None:
+            self._objects.clear()
+        else:
+            _page_id(pid)
+            self._objects.remove(pid)
+
+    # ---- reading
+
+    def get(self, pid: int, tx: Tx | None = None) -> Materialized[T] | Free | Unallocated | Counter | Meta:
+        """The value and its key as Materialized, or Free, Unallocated, Counter (page 1), Meta (page 0).
+
+        While nobody changes the page the same object is returned; treat its value as immutable.
+        """
+        _check_tx(self, tx)
+        page: Materialized[T] | Free | Unallocated | Counter | Meta = self._get(pid, True)
+        return page
+
+    def get_many(
+        self, pids: Iterable[int], tx: Tx | None = None
+    ) -> list[Materialized[T] | Free | Unallocated | Counter | Meta]:
+        """The results of get for each page id, in order."""
+        self._bound()
+        _check_tx(self, tx)
+        return [self._get(pid, True) for pid in list(pids)]
+
+    def get_page_frags(self, pid: int, tx: Tx | None = None) -> tuple[PagePtr, list[T]]:
+        """The page's key and its fragments, oldest first, not merged.
+
+        Raises PageNotFound, PageFreed, or Unsupported for pages 0 and 1.
+        """
+        _check_tx(self, tx)
+        r = ffi.new("mm_result *")
+        known = _page_id(pid)
+        while True:
+            binding = self._bound(pid)
+            status, body = errors.NOPAGE if not known else errors.RESERVED if pid < 2 else errors.OK, b""
+            if status == errors.OK:
+                status, body = _read(binding.mm, pid, 0, False, r)
+            if status == errors.OK and r.kind == KIND_FREE:
+                status = errors.FREED
+            if status == errors.OK:
+                return _key(r), _decode(binding, body)
+            self._failed(status, r, pid, None)
+
+    def _get(self, pid: int, may_tidy: bool) -> Any:
+        known = _page_id(pid)
+        if not known:
+            self._bound(pid)
+            return Unallocated()
+        r = ffi.new("mm_result *")
+        while True:
+            binding = self._bound(pid)
+            entry = self._objects.entries.get(pid)
+            wts, page, size = (entry.wts, entry.page, entry.size) if entry is not None else (0, None, 0)
+            status, body = _read(binding.mm, pid, wts, binding.kind != 0 and pid > 1, r)
+            if status == errors.OK:
+                return self._answer(binding, _result(r, body), pid, page, size, may_tidy)
+            if status in (errors.NOPAGE, errors.FREED):
+                self._objects.remove(pid)
+                return Unallocated() if status == errors.NOPAGE else Free(_key(r))
+            self._failed(status, r, pid, None)
+
+    def _answer(self, binding: Binding, read: Read, pid: int, page: Any, size: int, may_tidy: bool) -> Any:
+        if read.kind == KIND_FREE:
+            self._objects.remove(pid)
+            return Free(read.key)
+        if pid < 2:
+            value = _decode(binding, read.body)
+            return (Counter if pid else Meta)(value if read.merged else value[0], read.key)
+        entry = self._objects.entries.get(pid)
+        if not read.whole and read.fragments == 0 and page is not None:
+            head, generation = read.key.head, read.generation
+            if read.tidy and may_tidy:
+                head, generation = self._tidy(binding, read, page.value)
+            if entry is not None and entry.wts == read.key.wts:
+                entry.visited, entry.head, entry.generation = True, head, generation
+            return page
+        self._objects.misses += 1
+        value = _assemble(binding, read, page)
+        size = _measure(binding, value, read, size)
+        key, generation = read.key, read.generation
+        if read.tidy and may_tidy:
+            head, generation = self._tidy(binding, read, value)
+            key = PagePtr(pid, head, key.wts, key.last_lsn)
+        page = Materialized(value, key)
+        if self._binding is not None:
+            self._objects.put(Entry(pid, key.head, generation, key.wts, size, page))
+        return page
+
+    # ---- consolidation
+
+    def _tidy(self, binding: Binding, read: Read, value: Any) -> tuple[int, int]:
+        """After a read that met a long chain; the head and generation of the page then.
+
+        Nothing that fails here is an error of the read.
+        """
+        r = ffi.new("mm_result *")
+        pid, wts = read.key.pid, read.key.wts
+        try:
+            status = self._publish(binding, pid, wts, value, r)
+        except Exception:
+            status = errors.CHAIN
+        if status == errors.OK and r.key.pid == pid and r.key.wts == wts and r.generation:
+            return r.key.head, r.generation
+        return read.key.head, read.generation
+
+    def _publish(self, binding: Binding, pid: int, wts: int, value: Any, r: Any) -> int:
+        """Publishes the merge of everything up to `wts` as the base of the page."""
+        if binding.kind:
+            return int(lib.mm_consolidate_native(binding.mm, pid, r))
+        payload = _encode(value)
+        binding = self._bound(pid)
+        return int(lib.mm_consolidate(binding.mm, pid, wts, payload, len(payload), r))
+
+    def _consolidate(self, pid: int, /) -> bool:
+        """Merges the page's chain to a new base; False: nothing to do, or somebody else did."""
+        known = _page_id(pid)
+        while True:
+            r = ffi.new("mm_result *")
+            binding = self._bound(pid)
+            status = errors.NOPAGE if not known else errors.RESERVED if pid < 2 else errors.OK
+            if status == errors.OK:
+                page = self._get(pid, False) if not binding.kind else None
+                if page is not None and not isinstance(page, Materialized):
+                    return False
+                value, wts = (page.value, page.key.wts) if page is not None else (None, 0)
+                status = self._publish(self._bound(pid), pid, wts, value, r)
+            if status == errors.OK:
+                return True
+            if status in (errors.CONFLICT, errors.CHAIN, errors.FREED):
+                return False
+            self._failed(status, r, pid, None)
+
+    # ---- writing
+
+    def append(self, pid: int, fragment: T, tx: Tx | None = None) -> PagePtr:
+        """Adds a fragment whatever the page's version is; returns the new key.
+
+        Visible to every process on return; durable once stable_lsn reaches key.last_lsn.
+        """
+        _check_tx(self, tx)
+        known = _page_id(pid)
+        self._bound(pid, fragment)
+        payload = _encode(fragment)
+        return self._append(pid, known, payload, fragment)
+
+    def append_many(self, items: Iterable[tuple[int, T]], tx: Tx | None = None) -> list[PagePtr]:
+        """Appends the fragments of pairs (pid, fragment) in order; returns their keys.
+
+        All are encoded before the first is applied; a later exception carries in `applied` the keys of those
+        that were.
+        """
+        self._bound()
+        _check_tx(self, tx)
+        batch: list[tuple[int, bool, bytes, Any]] = []
+        for i, item in enumerate(list(items)):
+            pair: tuple[Any, ...] = tuple(item)
+            if len(pair) != 2:
+                raise TypeError(f"item {i} of append_many is not a pair (pid, fragment)")
+            batch.append((pair[0], _page_id(pair[0]), _encode(pair[1]), pair[1]))
+        applied: list[PagePtr] = []
+        try:
+            for pid, known, payload, fragment in batch:
+                applied.append(self._append(pid, known, payload, fragment))
+        except Exception as error:
+            error.applied = applied  # type: ignore[attr-defined]
+            raise
+        return applied
+
+    def allocate(self, fragment: T, tx: Tx | None = None) -> tuple[int, PagePtr]:
+        """A new page with this base; returns (pid, key)."""
+        _check_tx(self, tx)
+        self._bound(None, fragment)
+        payload = _encode(fragment)
+        r = ffi.new("mm_result *")
+        while status := lib.mm_allocate(self._bound(None, fragment).mm, payload, len(payload), r):
+            self._failed(status, r, None, fragment)
+        key = _key(r)
+        return key.pid, key
+
+    def link(self, pid: int, key: PagePtr, fragment: T, tx: Tx | None = None) -> PagePtr:
+        """Adds a fragment if nobody wrote since `key`; returns the new key.
+
+        Raises Conflict (.current, .rejected) otherwise.
+        """
+        return self._at_key(lib.mm_link, pid, key, fragment, tx)
+
+    def replace(self, pid: int, key: PagePtr, fragment: T, tx: Tx | None = None) -> PagePtr:
+        """Makes `fragment` the whole page if nobody wrote since `key`; returns the new key.
+
+        Raises Conflict (.current, .rejected) otherwise.
+        """
+        return self._at_key(lib.mm_replace, pid, key, fragment, tx)
+
+    def free(self, pid: int, key: PagePtr, tx: Tx | None = None) -> PagePtr:
+        """Frees the page if nobody wrote since `key`; returns the key of the free page.
+
+        Raises Conflict (.current) otherwise.
+        """
+        self._bound(pid)
+        _check_tx(self, tx)
+        known, k = _page_key(pid, key)
+        r = ffi.new("mm_result *")
+        while status := lib.mm_free(self._bound(pid).mm, k, r) if known else errors.NOPAGE:
+            self._failed(status, r, pid, None)
+        self._objects.remove(pid)
+        return _key(r)
+
+    def _append(self, pid: int, known: bool, payload: bytes, fragment: Any) -> PagePtr:
+        r = ffi.new("mm_result *")
+        while True:
+            mm = self._bound(pid, fragment).mm
+            status = lib.mm_append(mm, pid, payload, len(payload), r) if known else errors.NOPAGE
+            if status == errors.OK:
+                return self._written(r)
+            self._failed(status, r, pid, fragment)
+
+    def _at_key(self, core: Any, pid: int, key: PagePtr, fragment: Any, tx: Tx | None) -> PagePtr:
+        self._bound(pid, fragment)
+        _check_tx(self, tx)
+        known, k = _page_key(pid, key)
+        payload = _encode(fragment)
+        r = ffi.new("mm_result *")
+        while True:
+            mm = self._bound(pid, fragment).mm
+            status = core(mm, k, payload, len(payload), r) if known else errors.NOPAGE
+            if status == errors.OK:
+                return self._written(r)
+            self._failed(status, r, pid, fragment)
+
+    def _written(self, r: Any) -> PagePtr:
+        """The key of a write that succeeded; a consolidation that fails is no error of the write."""
+        key = _key(r)
+        binding = self._binding
+        if r.tidy and binding is not None and binding.kind:
+            lib.mm_consolidate_native(binding.mm, key.pid, r)
+        return key
+
+
+# ---- arguments
+
+
+def _page_id(pid: object) -> bool:
+    """Whether a page can have this id; TypeError: it is no int."""
+    if not isinstance(pid, int) or isinstance(pid, bool):
+        raise TypeError(f"pid must be an int, not {type(pid)!r}")
+    return 0 <= pid < PIDS
+
+
+def _check_tx(handle: Verbs[Any], tx: Tx | None) -> None:
+    if tx is not None:
+        if not hasattr(tx, "_check"):
+            raise TypeError(f"tx must be a Tx, not {type(tx)!r}")
+        tx._check(handle)
+
+
+def _page_key(pid: object, key: object) -> tuple[bool, Any]:
+    if not isinstance(key, PagePtr):
+        raise TypeError(f"key must be a PagePtr, not {type(key)!r}")
+    known = _page_id(pid)
+    if key.pid != pid:
+        raise ValueError(f"the key is of page {key.pid}, not of page {pid}")
+    return known, ffi.new("mm_key *", {"pid": key.pid, "head": key.head, "wts": key.wts, "lsn": key.last_lsn})
+
+
+# ---- the core's answers
+
+
+def _key(r: Any) -> PagePtr:
+    k = r.key
+    return PagePtr(k.pid, k.head, k.wts, k.lsn)
+
+
+def _read(mm: Any, pid: int, known: int, merge: bool, r: Any) -> tuple[int, bytes]:
+    room = SCRATCH
+    while True:
+        buffer = ffi.new("uint8_t[]", room)
+        status = lib.mm_read(mm, pid, known, merge, buffer, room, r)
+        if status != errors.SPACE:
+            has_body = status == errors.OK and r.kind != KIND_FREE
+            return status, ffi.buffer(buffer, r.length)[:] if has_body else b""
+        room = r.length
+
+
+def _result(r: Any, body: bytes) -> Read:
+    flags = bool(r.whole), bool(r.merged), bool(r.tidy)
+    return Read(_key(r), r.generation, r.cost, r.count, r.kind, *flags, body)
+
+
+def _assemble(binding: Binding, read: Read, page: Any) -> Any:
+    """The merged value of a page. A single fragment is the value as it is, without a merge."""
+    if read.merged:
+        return _decode(binding, read.body)
+    base = [page.value] if not read.whole and page is not None else []
+    if read.fragments == 1 and not base:
+        return _decode(binding, read.body[1:])  # without the header of the array
+    return binding.merge(base + _decode(binding, read.body))
+
+
+def _measure(binding: Binding, value: Any, read: Read, before: int) -> int:
+    """Bytes that the cache accounts for `value`."""
+    if binding.size_of is not None:
+        return max(0, int(binding.size_of(value)))
+    if read.whole:
+        return read.cost
+    return max(before, read.cost) if binding.last else before + read.cost
+
+
+# ---- the codec
+
+
+def _encode(fragment: Any) -> bytes:
+    from . import codec
+
+    return codec.encode(fragment)
+
+
+def _decode(binding: Binding, body: bytes) -> Any:
+    try:
+        if 0xC7 <= body[0] <= 0xD8:
+            raise ValueError  # an array that is the whole value shares the memory of `body`
+        return binding.unpack(body)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        from . import codec
+
+        return codec.decode(body)

@@ -1,0 +1,380 @@
+"""A store's directory and this process in it: open, attach, create, recover, leave.
+
+Attaching to a live store takes no lock but the slot's own byte: read `config`, open the files, check the
+identity, claim a slot, check the identity again.  Whoever replaces the volatile files clears the identity
+first and only then asks whether any slot byte is locked, so one of the two sees the other.  Everything else
+(creation, recovery) happens under `open.lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import _files, errors
+from ._files import Config, Descriptors
+from ._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CODEC = "msgpack-1"
+_EMPTY_MAP = b"\x80"
+_ZERO = b"\x00"
+_FILES_OF_ATTACHMENT = ("control", "table", "log", "ids", "rts", "marks", "lock")
+
+
+class Attachment:
+    """One `mm` of the core.
+
+    The mapping lives until it is closed, or until the last call and Tx leave.  The structure itself outlives this
+    object: in a garbage cycle the collector may finalize it before a Tx or a handle that still names it.  It is
+    freed when the next attachment is made.
+    """
+
+    __slots__ = ("__weakref__", "mm")
+
+    def __init__(self, mm: Any) -> None:
+        while _graves:
+            lib.mm_destroy(_graves.pop())
+        self.mm = mm
+
+    def __del__(self) -> None:
+        lib.mm_close(self.mm)
+        _graves.append(self.mm)
+
+
+_graves: list[Any] = []
+
+
+class Options:
+    """What this process asks for; the store's own facts are in Config."""
+
+    __slots__ = ("kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+
+    def __init__(
+        self,
+        path: str,
+        materializer: str,
+        kind: int,
+        threshold: int,
+        segment_shift: int | None,
+        temporary: bool,
+    ) -> None:
+        self.path = path
+        self.materializer = materializer
+        self.kind = kind
+        self.threshold = threshold
+        self.segment_shift = segment_shift
+        self.temporary = temporary
+
+
+def _failed(status: int, r: Any, pid: int = 0) -> Exception:
+    return errors.from_status(status, pid=pid, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error)
+
+
+def open_store(options: Options, create: bool) -> tuple[Attachment, bool]:
+    """Attaches; creates or recovers first if need be.  Returns the attachment and whether the store existed
+    before.
+    """
+    _files.check_platform()
+    for attempt in range(100):
+        time.sleep(min(attempt, 10) * 0.002)
+        config = _files.read_config(options.path)
+        if config is not None:
+            _compare(config, options)
+            attachment = _attach(config, options)
+            if attachment is not None:
+                return attachment, True
+        elif not create:
+            raise _absent(options.path)
+        found = _open_locked(options, create)
+        if found is not None:
+            return found
+    raise errors.StoreBusy(
+        f"{options.path!r}: all {_files.SLOTS} slots are taken, or others recover or remove it again and again"
+    )
+
+
+def _absent(path: str) -> Exception:
+    if os.path.isdir(path) and os.listdir(path):
+        return errors.IncompatibleStore(f"{path!r} is not an mmpc store: it holds no 'config'")
+    return FileNotFoundError(2, "no store here; pass create=True to make one", path)
+
+
+def _compare(config: Config, options: Options) -> None:
+    """IncompatibleStore, naming both sides, where the store is not what the caller takes it for."""
+    if config.materializer != options.materializer:
+        raise errors.IncompatibleStore(
+            f"the store was made with materializer {config.materializer!r}, it is opened with {options.materializer!r}"
+        )
+    if config.codec != CODEC:
+        raise errors.IncompatibleStore(f"the store's codec is {config.codec!r}, this mmpc has {CODEC!r}")
+    if options.segment_shift is not None and options.segment_shift != config.segment_shift:
+        raise errors.IncompatibleStore(
+            f"segment_size is {1 << config.segment_shift} in the store, "
+            f"{1 << options.segment_shift} was asked for; it cannot change"
+        )
+
+
+def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
+    c = ffi.new("mm_config *")
+    for name in _FILES_OF_ATTACHMENT:
+        setattr(c, name, files.get(name))
+    c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
+    ffi.memmove(c.uuid, config.uuid, 16)
+    ffi.memmove(c.boot_id, _files.boot_id(), 64)
+    return c
+
+
+# ---- attaching to a live store
+
+
+def _attach(config: Config, options: Options) -> Attachment | None:
+    """None when the volatile files are not of this boot, or are being replaced: the slow path decides."""
+    r, status = ffi.new("mm_result *"), ffi.new("int *")
+    with Descriptors() as files:
+        try:
+            files.open(options.path, _FILES_OF_ATTACHMENT)
+        except FileNotFoundError:
+            return None
+        _files.check_file_system(files.get("log"), options.path)
+        c = _core_config(config, options, files)
+        rc = lib.mm_identity_check(c, r)
+        if rc == errors.MISMATCH:
+            return None
+        if rc:
+            raise _failed(rc, r)
+        files.taken()
+        mm = lib.mm_attach(c, status, r)
+        if mm == ffi.NULL:
+            if status[0] == errors.BUSY:
+                return None  # all taken, or somebody holds all bytes for a moment: `open_store` tries again
+            raise _failed(status[0], r)
+    attachment = Attachment(mm)
+    if lib.mm_identity_check(c, r) or not _same_file(c.control, os.path.join(options.path, "control")):
+        return None
+    return attachment
+
+
+def _same_file(fd: int, path: str) -> bool:
+    try:
+        a, b = os.fstat(fd), os.stat(path)
+    except OSError:
+        return False
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+
+
+# ---- creation and recovery, one process at a time
+
+
+def _open_locked(options: Options, create: bool) -> tuple[Attachment, bool] | None:
+    from filelock import FileLock
+
+    path = options.path
+    if create:
+        _files.make_directory(path)
+    lock = FileLock(os.path.join(path, "open.lock"), mode=0o600)
+    try:
+        lock.acquire()
+    except FileNotFoundError:
+        return None  # the last process of a temporary store has just removed the directory
+    try:
+        config, existed = _files.read_config(path), True
+        if config is None:
+            if not create:
+                raise _absent(path)
+            config, existed = _create(options), False
+        _compare(config, options)
+        attachment = _attach(config, options) or _recover(config, options)
+        return None if attachment is None else (attachment, existed)
+    finally:
+        lock.release()
+
+
+def _create(options: Options) -> Config:
+    """The lasting files, `config` last: a death before leaves a directory that the next one starts over."""
+    _files.create_lasting(options.path)
+    shift = options.segment_shift if options.segment_shift is not None else 23
+    config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns())
+    _files.write_config(options.path, config)
+    return config
+
+
+def _recover(config: Config, options: Options) -> Attachment | None:
+    """Makes the volatile files again from the log, and attaches.  None when there is nothing to recover from.
+
+    The same boot, with `control` and `log` in place: every committed record counts.  Otherwise the durable
+    state does: colours up to the newest mark, and what lies above is recorded as discarded before anybody can
+    write, so that it never comes back.  Cut off anywhere, it is done again.
+    """
+    r, newest = ffi.new("mm_result *"), ffi.new("uint64_t *")
+    with Descriptors() as files:
+        files.open(options.path, ("log", "marks", "lock"))
+        limit = _limit(config, options, files)
+        if limit is None:
+            return None
+        _exclude_others(files.get("lock"), options.path)
+        for name in _files.VOLATILE:
+            files.open(options.path, (name,), suffix=".new", create=True)
+        c = _core_config(config, options, files)
+        _must(lib.mm_marks_newest(c, newest, r), r)
+        durable = newest[0]
+        _must(lib.mm_format(c, r), r)
+        epoch, config = _rebuild(c, config, options, durable if limit else 2**64 - 1, durable)
+        _must(lib.mm_set_epoch(c, epoch, durable, r), r)
+        _must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
+        for name in _files.VOLATILE:
+            os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
+        return _take_over(c, files, options)
+
+
+def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
+    """True when only what is durable counts: another boot, other files, a failed sync.  None: the store is well.
+
+    Marks the old identity as being replaced: from now on nobody attaches by it.
+    """
+    r = ffi.new("mm_result *")
+    with Descriptors() as old:
+        try:
+            old.open(options.path, ("control",))
+        except FileNotFoundError:
+            return True
+        for name in ("table", "ids", "rts"):
+            try:
+                old.open(options.path, (name,))
+            except FileNotFoundError:
+                pass
+        old.fds["log"] = os.dup(files.get("log"))
+        c = _core_config(config, options, old)
+        rc = lib.mm_identity_check(c, r)
+        if rc == errors.OK:
+            return None
+        trusted = rc == errors.MISMATCH and r.offset != 0
+        _must(lib.mm_identity_clear(c, r), r)
+        return not trusted
+
+
+def _exclude_others(fd: int, path: str) -> None:
+    """No slot byte may be locked.  Those who are just leaving get a moment."""
+    for _ in range(200):
+        if lib.mm_lock_range(fd, 0, _files.SLOTS) == errors.OK:
+            lib.mm_unlock_range(fd, 0, _files.SLOTS)
+            return
+        time.sleep(0.01)
+    raise errors.StoreBusy(f"{path!r} must be recovered, but other processes still have it open; close them first")
+
+
+def _rebuild(c: Any, config: Config, options: Options, limit: int, durable: int) -> tuple[int, Config]:
+    """Fills table and segments from the log: the next epoch, and the config with what was discarded."""
+    r, report = ffi.new("mm_result *"), ffi.new("mm_scan_report *")
+    flat = [x for pair in config.discards for x in pair]
+    pairs = ffi.new("uint64_t[]", flat)
+    rc = lib.mm_sync_fd(c.log)
+    if rc:
+        raise OSError(rc, os.strerror(rc), os.path.join(options.path, "log"))
+    _must(lib.mm_rebuild(c, limit, pairs, len(config.discards), report, r), r)
+    epoch = max([report.max_colour, durable, *flat]) + 1
+    if limit == durable and report.max_colour > durable:
+        config = Config(
+            config.uuid,
+            config.segment_shift,
+            config.materializer,
+            config.codec,
+            config.created,
+            (*config.discards, (durable, epoch)),
+        )
+        epoch += 1
+        _files.write_config(options.path, config)
+    return epoch, config
+
+
+def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
+    """Attaches, completes pages 0 and 1, marks the recovered state durable, and lets the others in."""
+    r, status, advanced = ffi.new("mm_result *"), ffi.new("int *"), ffi.new("uint64_t *")
+    files.taken()
+    mm = lib.mm_attach(c, status, r)
+    if mm == ffi.NULL:
+        raise _failed(status[0], r)
+    attachment = Attachment(mm)
+    for pid, payload in ((0, _EMPTY_MAP), (1, _ZERO)):
+        rc = lib.mm_install(mm, pid, payload, len(payload), r)
+        if rc not in (errors.OK, errors.CONFLICT):
+            raise _failed(rc, r, pid)
+    _must(lib.mm_flush(mm, 0, advanced, r), r)
+    _must(lib.mm_identity_write(c, 1, r), r)
+    return attachment
+
+
+def _must(rc: int, r: Any) -> None:
+    if rc:
+        raise _failed(rc, r)
+
+
+# ---- leaving
+
+
+def alone(attachment: Attachment) -> bool:
+    """True when no other slot is live."""
+    s = ffi.new("mm_stats *")
+    return bool(lib.mm_get_stats(attachment.mm, s) == errors.OK and s.slots == 1)
+
+
+def nobody_left(path: str) -> bool:
+    """True when no process is attached at this moment."""
+    try:
+        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return bool(lib.mm_lock_range(fd, 0, _files.SLOTS) == errors.OK)
+    finally:
+        os.close(fd)
+
+
+def remove_if_last(path: str) -> None:
+    """Removes a temporary store unless somebody is attached.
+
+    Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in.
+    """
+    from filelock import FileLock
+
+    try:
+        with FileLock(os.path.join(path, "open.lock"), mode=0o600):
+            fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if lib.mm_lock_range(fd, 0, _files.SLOTS) == errors.OK:
+                    _files.remove_store(path)
+            finally:
+                os.close(fd)
+    except OSError:
+        return  # somebody else has removed it
+
+
+def flush_for_good(attachment: Attachment) -> Exception | None:
+    """The last flush of a life, twice: both mark blocks of the slot then cover everything, and damage to one
+    costs nothing.  Returns what went wrong.
+    """
+    r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
+    for _ in range(2):
+        rc = lib.mm_flush(attachment.mm, 0, advanced, r)
+        if rc:
+            return _failed(rc, r)
+    return None
+
+
+def flush_after_last(options: Options) -> None:
+    """The last processes left at the same time, each thinking that another one stays: one of them comes back
+    to flush.
+    """
+    try:
+        config = _files.read_config(options.path)
+        attachment = _attach(config, options) if config is not None else None
+    except (errors.MmpcError, OSError):
+        return
+    if attachment is not None:
+        error = flush_for_good(attachment)
+        lib.mm_close(attachment.mm)
+        if error is not None:
+            raise error

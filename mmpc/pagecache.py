@@ -1,0 +1,471 @@
+"""PageCache: a handle of this process to a store."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+
+from . import _files, _store, errors
+from ._face import Materialized, PagePtr, T, Verbs
+from ._native import ffi, lib
+from .materializer import Materializer, by_name
+from .tx import Tx
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
+
+DEFAULT_CACHE = 64 << 20
+DEFAULT_THRESHOLD = 10
+_NEVER = 1000  # deeper than any chain
+
+
+def open(
+    path: str | os.PathLike[str] | None,
+    materializer: Materializer[T],
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    temporary: bool = False,
+    cache_capacity: int = DEFAULT_CACHE,
+    page_consolidation_threshold: int = DEFAULT_THRESHOLD,
+    segment_size: int | None = None,
+) -> PageCache[T]:
+    """Opens the store in directory `path`, for any number of processes at once.
+
+    `create` makes it when it is not there (with mode 0700).  `temporary` removes it when the last process
+    closes it; `path` may then be None. `read_only` refuses every verb that writes; the directory must be
+    writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
+    cache of decoded values.  Chains of more than `page_consolidation_threshold` fragments are merged to one
+    (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
+    good; a page must fit a segment.
+
+    Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
+    segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
+    it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
+    """
+    if not isinstance(materializer, Materializer):
+        raise TypeError(f"materializer must be an mmpc.Materializer, not {type(materializer).__name__}")
+    if path is None and not temporary:
+        raise TypeError("path may be None only with temporary=True")
+    if path is None:
+        path, create = _files.temporary_path(), True
+    where = os.path.abspath(os.fsdecode(path))
+    _check_int("cache_capacity", cache_capacity, 0, 1 << 62)
+    _check_int("page_consolidation_threshold", page_consolidation_threshold, 1, 200)
+    shift = None
+    if segment_size is not None:
+        _check_int("segment_size", segment_size, 1 << 16, 1 << 30)
+        if segment_size & (segment_size - 1):
+            raise ValueError(f"segment_size must be a power of two, not {segment_size}")
+        shift = segment_size.bit_length() - 1
+    name, kind = _identify(materializer)
+    # A reader merges for itself and leaves the chains as they are.
+    threshold = page_consolidation_threshold if not read_only else _NEVER
+    options = _store.Options(where, name, kind, threshold, shift, temporary)
+    make = ReadOnlyPageCache if read_only else PageCache
+    return make(materializer, options, create, cache_capacity)
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+
+
+def _identify(materializer: Materializer[Any]) -> tuple[str, int]:
+    name = getattr(materializer, "name", None)
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= 200:
+        raise TypeError("a materializer needs a `name`: a string of 1 to 200 bytes, recorded in the store")
+    # A subclass of a native materializer may merge otherwise: C must not merge for it.
+    kind = int(materializer.kind) if type(materializer) is type(by_name(name)) else 0
+    if name.startswith("mmpc.") and not kind:
+        what = type(materializer).__name__
+        raise ValueError(f"names that begin with 'mmpc.' are the native materializers', not {what}'s")
+    return name, kind
+
+
+class PageCache(Verbs[T]):
+    """A handle to an open store; made by `mmpc.open`, a context manager.
+
+    Any number of threads may share a handle.  It pickles (path and options) and survives fork: a forked child
+    attaches by itself at its first operation.  The verbs `get`, `get_many`, `get_page_frags`, `allocate`,
+    `append`, `append_many`, `link`, `replace` and `free` are those of `Verbs`. Values that `get` returns are
+    shared with the cache: treat them as immutable.
+    """
+
+    # No __dict__: the interpreter finds a verb faster on an object that cannot have an attribute of that name.
+    __slots__ = (
+        "__weakref__",
+        "_attachment",
+        "_capacity",
+        "_closed",
+        "_former",
+        "_lock",
+        "_materializer",
+        "_options",
+        "_pid",
+        "_was_recovered",
+    )
+
+    def __init__(self, materializer: Materializer[T], options: _store.Options, create: bool, capacity: int) -> None:
+        self._materializer = materializer
+        self._options = options
+        self._capacity = capacity
+        self._lock = threading.RLock()
+        self._closed = False
+        self._former: list[_store.Attachment] = []  # of parent processes: other threads may be inside still
+        self._attachment, existed = _store.open_store(options, create)
+        self._pid = os.getpid()
+        self._was_recovered = existed
+        self._bind_face()
+        _handles.add(self)
+
+    def _bind_face(self) -> None:
+        from . import codec
+
+        m = self._materializer
+        size_of = m.size_in_bytes if type(m).size_in_bytes is not Materializer.size_in_bytes else None
+        address = int(ffi.cast("uintptr_t", self._attachment.mm))
+        last = m.size_rule == "last"
+        self._bind(
+            address,
+            codec.packer(),
+            codec.unpacker(),
+            m.merge,
+            self._options.kind,
+            last,
+            size_of,
+            self._capacity,
+        )
+
+    # ---- verbs that are loops around others
+
+    def update(self, pid: int, fn: Callable[[T], T], tx: Tx | None = None) -> PagePtr:
+        """Replaces the page's value by `fn(value)`, again and again until nobody wrote in between; returns
+        the new key.
+
+        `fn` may run several times and must not change its argument.  Errors: PageNotFound, PageFreed, and
+        those of `replace`.
+        """
+        while True:
+            page = self.get(pid, tx)
+            if not isinstance(page, Materialized):
+                raise self._not_materialized(pid, page)
+            try:
+                return self.replace(pid, page.key, fn(page.value), tx)
+            except errors.Conflict:
+                continue
+
+    @staticmethod
+    def _not_materialized(pid: int, page: Any) -> errors.MmpcError:
+        if pid in (0, 1):
+            return errors.Unsupported(f"page {pid} belongs to the store (0 is Meta, 1 is Counter)")
+        if page.is_free():
+            return errors.PageFreed(f"page {pid} is free; allocate() hands its id out again")
+        return errors.PageNotFound(f"page {pid} was never allocated")
+
+    def begin(self) -> Tx:
+        """A Tx: an epoch pin and a timestamp.  Errors: Closed."""
+        self._here()
+        return Tx(self._attachment)
+
+    def bump_page_rts(self, pid: int, ts: int, tx: Tx | None = None) -> None:
+        """Raises the page's read timestamp to at least `ts`; nothing happens on a page that was never
+        allocated.  Not durable.
+        """
+        _check_int("ts", ts, 0, 2**64 - 1)
+        self._call(lib.mm_bump_rts, pid, ts, tx=tx, missing_ok=True)
+
+    def get_page_rts(self, pid: int, tx: Tx | None = None) -> int | None:
+        """The page's read timestamp (0 if it was never raised), or None if the page was never allocated."""
+        out = ffi.new("uint64_t *")
+        return int(out[0]) if self._call(lib.mm_get_rts, pid, out, tx=tx, missing_ok=True) else None
+
+    def _call(self, fn: Any, pid: object, *args: Any, tx: Tx | None, missing_ok: bool) -> bool:
+        if not isinstance(pid, int) or isinstance(pid, bool):
+            raise TypeError(f"a page id is an int, not {type(pid).__name__}")
+        if tx is not None and not isinstance(tx, Tx):
+            raise TypeError(f"tx is a Tx or None, not {type(tx).__name__}")
+        if tx is not None:
+            tx._check(self)
+        r = ffi.new("mm_result *")
+        while True:
+            self._here()
+            status = errors.NOPAGE if not 0 <= pid < 2**40 else fn(self._attachment.mm, pid, *args, r)
+            if status == errors.OK:
+                return True
+            if status == errors.NOPAGE and missing_ok:
+                return False
+            self._mend(status, (pid, 0, 0, 0, r.length, r.offset, r.file, r.os_error), pid, None)
+
+    # ---- durability
+
+    def flush(self) -> int:
+        """Makes everything that any process did before durable.  Returns how far `stable_lsn` rose (0:
+        nothing was dirty).
+        """
+        return self._flush(0)
+
+    def make_stable(self, lsn: int) -> int:
+        """Makes everything up to `lsn` (the `last_lsn` of a key) durable; returns how far `stable_lsn` rose.
+        ValueError for an LSN never given.
+        """
+        _check_int("lsn", lsn, 0, 2**64 - 1)
+        self._here()
+        newest = self._clock()[0]
+        if lsn > newest:
+            raise ValueError(f"LSN {lsn} was never given; the newest is {newest}")
+        return self._flush(lsn) if lsn else 0
+
+    def _flush(self, lsn: int) -> int:
+        r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
+        while True:
+            self._here()
+            status = lib.mm_flush(self._attachment.mm, lsn, advanced, r)
+            if status == errors.OK:
+                return int(advanced[0])
+            self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), 0, None)
+
+    @property
+    def stable_lsn(self) -> int:
+        """Everything with a `last_lsn` up to this is durable."""
+        return self._clock()[1]
+
+    def _clock(self) -> tuple[int, int]:
+        """The epoch now, and the newest durable one."""
+        epoch, stable = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        while True:
+            self._here()
+            status = lib.mm_clock(self._attachment.mm, epoch, stable)
+            if status == errors.OK:
+                return int(epoch[0]), int(stable[0])
+            self._mend(status, (0,) * 8, 0, None)
+
+    @property
+    def was_recovered(self) -> bool:
+        """True when the store was there before this handle was opened."""
+        return self._was_recovered
+
+    @property
+    def path(self) -> str:
+        """The store's directory, absolute."""
+        return self._options.path
+
+    # ---- what the faces call when the core does not say OK
+
+    def _mend(self, status: int, result: tuple[int, ...], pid: int, fragment: Any) -> None:
+        """Raises the exception for `status`, or removes its cause; the verb is then tried again."""
+        if status == errors.CLOSED and not self._closed and self._pid != os.getpid():
+            status = errors.FORKED
+        if status == errors.FORKED:
+            self._reattach()
+            return
+        if status == errors.CHAIN:
+            self._consolidate(pid)
+            return
+        _pid, head, wts, lsn, length, offset, file, os_error = result
+        if status == errors.CONFLICT:
+            key = PagePtr(pid, head, wts, lsn)
+            raise errors.Conflict(
+                f"page {pid} is at version {wts} now: somebody wrote since the key was taken", key, fragment
+            )
+        raise errors.from_status(status, pid=pid, length=length, offset=offset, file=file, os_error=os_error)
+
+    # ---- fork, pickle, close
+
+    def _here(self) -> None:
+        """Raises Closed on a closed handle; attaches a handle that a fork brought here."""
+        if self._closed:
+            raise errors.Closed("this handle is closed; open the store again")
+        if self._pid != os.getpid():
+            self._reattach()
+
+    def _after_fork(self) -> None:
+        """In the child: gives up what was inherited at once, so that the parent's death can be seen."""
+        self._lock = threading.RLock()
+        if not self._closed:
+            lib.mm_orphan(self._attachment.mm)
+
+    def _reattach(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise errors.Closed("this handle is closed; open the store again")
+            if self._pid == os.getpid() and not self._orphaned():
+                return
+            old = self._attachment
+            lib.mm_orphan(old.mm)
+            self._former.append(old)
+            self._attachment, _ = _store.open_store(self._options, create=False)
+            self._pid = os.getpid()
+            self._bind_face()
+
+    def _orphaned(self) -> bool:
+        r, pin = ffi.new("mm_result *"), ffi.new("uint32_t *")
+        status = lib.mm_pin(self._attachment.mm, pin, ffi.NULL)
+        del r
+        if status == errors.OK:
+            lib.mm_unpin(self._attachment.mm, pin[0])
+        return bool(status == errors.FORKED)
+
+    def close(self) -> None:
+        """Leaves the store.  The last process to leave flushes, so everything is durable then; a temporary
+        store is removed.
+
+        Idempotent, from any thread.  Calls of other threads that are inside finish; later ones raise Closed.
+        The memory is unmapped when the last of them, and the last open Tx, has ended.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            _handles.discard(self)
+            self._unbind()
+            if self._pid != os.getpid():
+                lib.mm_orphan(self._attachment.mm)
+                return
+            self._leave()
+
+    def _leave(self) -> None:
+        mm, options = self._attachment.mm, self._options
+        if options.temporary:
+            lib.mm_close(mm)
+            _store.remove_if_last(options.path)
+            return
+        last = _store.alone(self._attachment)
+        error = _store.flush_for_good(self._attachment) if last else None
+        lib.mm_close(mm)
+        if not last and _store.nobody_left(options.path):
+            _store.flush_after_last(options)
+        if error is not None:
+            raise error
+
+    def __del__(self) -> None:
+        # A handle that was forgotten leaves the store as a closed one does: the last one flushes.
+        if hasattr(self, "_attachment") and not self._closed:
+            try:
+                self.close()
+            except (errors.MmpcError, OSError):
+                return
+
+    def __enter__(self) -> PageCache[T]:
+        self._here()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        o = self._options
+        return _reopen, (
+            o.path,
+            self._materializer,
+            isinstance(self, ReadOnlyPageCache),
+            o.temporary,
+            self._capacity,
+            o.threshold,
+        )
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<PageCache {self._options.path!r} {self._options.materializer}{state}>"
+
+    # ---- looking
+
+    def stats(self) -> Stats:
+        """Counters of the store and of all attached processes, as they stand."""
+        self._here()
+        s = ffi.new("mm_stats *")
+        while True:
+            status = lib.mm_get_stats(self._attachment.mm, s)
+            if status == errors.OK:
+                return Stats(s)
+            self._mend(status, (0,) * 8, 0, None)
+
+    def _check(self) -> int:
+        """Verifies every page that the table reaches; returns how many there are.  CorruptionError names the
+        first damage.
+        """
+        self._here()
+        pages, r = ffi.new("uint64_t *"), ffi.new("mm_result *")
+        status = lib.mm_check(self._attachment.mm, pages, r)
+        if status:
+            self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), r.key.pid, None)
+        return int(pages[0])
+
+
+class ReadOnlyPageCache(PageCache[T]):
+    """A handle opened with read_only=True: every verb that writes raises Unsupported."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_args: Any, **_options: Any) -> Any:
+        raise errors.Unsupported("this handle was opened read_only; open the store again to write")
+
+    allocate = append = append_many = link = replace = free = update = bump_page_rts = _refuse
+    flush = make_stable = _refuse
+
+
+class Stats:
+    """Figures of a store, read without stopping anybody: each is right by itself, not all at one instant."""
+
+    __slots__ = (
+        "conflicts",
+        "epoch",
+        "free_hints",
+        "helped",
+        "log_bytes",
+        "oldest_pin",
+        "operations",
+        "pages",
+        "reaped",
+        "segments",
+        "slots",
+        "stable",
+        "table_bytes",
+    )
+
+    def __init__(self, s: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, int(getattr(s, name)))
+
+    def __repr__(self) -> str:
+        return "Stats(" + ", ".join(f"{n}={getattr(self, n)}" for n in self.__slots__) + ")"
+
+
+def _reopen(
+    path: str, materializer: Materializer[T], read_only: bool, temporary: bool, capacity: int, threshold: int
+) -> PageCache[T]:
+    return open(
+        path,
+        materializer,
+        read_only=read_only,
+        temporary=temporary,
+        cache_capacity=capacity,
+        page_consolidation_threshold=threshold if threshold != _NEVER else DEFAULT_THRESHOLD,
+    )
+
+
+# Handles of this process that are open: a fork and the interpreter's exit have to find them.
+_handles: weakref.WeakSet[PageCache[Any]] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for handle in list(_handles):
+        handle._after_fork()
+
+
+def _at_exit() -> None:
+    for handle in list(_handles):
+        handle.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

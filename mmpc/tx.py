@@ -1,0 +1,78 @@
+"""Tx: an epoch pin with a timestamp."""
+
+from __future__ import annotations
+
+import os
+
+from . import errors
+from ._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+    from ._store import Attachment
+
+_NONE = 0xFFFFFFFF
+
+
+class Tx:
+    """While a Tx is open, no page id and no log space that it may have seen is used again.
+
+    Made by `PageCache.begin()`; a context manager.  `ts` is its timestamp: unique and rising over all
+    processes until the store is next recovered.  It isolates nothing: verbs called with it see and make the
+    same changes as without.  A Tx that was open at a fork belongs to the parent; in the child it raises
+    `Closed`.  An open Tx delays reuse of space by others, never their operations.
+    """
+
+    __slots__ = ("_attachment", "_owner", "_pin", "ts")
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._owner = os.getpid()
+        # The pin's index is written into memory that this object owns already: an exception in between loses
+        # nothing.
+        self._pin: Any = ffi.new("uint32_t *", _NONE)
+        ts = ffi.new("uint64_t *")
+        status = lib.mm_pin(attachment.mm, self._pin, ffi.NULL)
+        if not status:
+            status = lib.mm_timestamp(attachment.mm, ts)
+        if status == errors.FORKED:
+            raise errors.Closed("the store's handle belongs to the parent process")
+        if status:
+            raise errors.Closed("this handle is closed; open the store again")
+        self.ts: int = ts[0]
+
+    def _check(self, handle: Any) -> None:
+        self._check_open()
+        if handle._attachment is not self._attachment:
+            raise errors.Closed("this Tx was opened by another handle; begin one here")
+
+    def close(self) -> None:
+        """Unpins.  Idempotent; allowed from any thread."""
+        pin, self._pin[0] = self._pin[0], _NONE
+        if pin != _NONE:
+            lib.mm_unpin(self._attachment.mm, pin)
+
+    def __enter__(self) -> Tx:
+        self._check_open()
+        return self
+
+    def _check_open(self) -> None:
+        if self._pin[0] == _NONE:
+            raise errors.Closed("this Tx has ended")
+        if self._owner != os.getpid():
+            raise errors.Closed("this Tx was opened before a fork; begin one here")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pin"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Tx ts={getattr(self, 'ts', '?')}{'' if self._pin[0] != _NONE else ' ended'}>"
