@@ -1,0 +1,1 @@
+"""What the tests share: children with a watchdog, sealed values, materializers that observe, and a model."""

@@ -1,0 +1,146 @@
+"""The C core with one step of its protocol broken, to see that the crash tests notice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replaces text in files of csrc/; `cases` of support.kill_cases are to fail on it."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]  # file, text as it stands, text instead
+    cases: tuple[tuple[str, str], ...]  # mode, case
+
+
+MUTANTS = [
+    Mutant(
+        "commit-word-is-never-stored",
+        (
+            ("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),
+            ("log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),
+        ),
+        (("kill", "append-warm"),),
+    ),
+    Mutant(
+        "published-before-it-is-written",
+        (
+            (
+                "page.c",
+                "if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);",
+                "",
+            ),
+            (
+                "page.c",
+                "        if (at_cas_acq_rel(head, &found, next)) {\n",
+                "        if (at_cas_acq_rel(head, &found, next)) {\n"
+                "            if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);\n",
+            ),
+        ),
+        (("kill", "append-warm"),),
+    ),
+    Mutant(
+        "nobody-helps",
+        (("log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),),
+        (("kill", "append-warm"),),
+    ),
+    Mutant(
+        "commit-word-is-left-to-others",
+        (("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),),
+        (("kill", "append-warm"),),
+    ),
+    Mutant(
+        "bump-pointer-stays",
+        (("page.c", "    m->lease.bump += span;\n", "    (void)span;\n"),),
+        (("kill", "append"),),
+    ),
+    Mutant(
+        "bump-pointer-moves-before-the-cas",
+        (
+            (
+                "page.c",
+                "        if (at_cas_acq_rel(head, &found, next)) {\n",
+                "        m->lease.bump += mm_span_of(c->length);\n        if (at_cas_acq_rel(head, &found, next)) {\n",
+            ),
+        ),
+        (("kill", "append"),),
+    ),
+    Mutant(
+        "pins-of-the-dead-stay",
+        (("slot.c", "for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);", ""),),
+        (("kill", "tx"),),
+    ),
+    Mutant(
+        "slots-of-the-dead-stay",
+        (
+            (
+                "slot.c",
+                "    at_store_release(&s->state, (state & ~UINT64_C(255)) | MM_SLOT_FREE); /* who loads FREE sees the rest */\n",
+                "    (void)state;\n",
+            ),
+        ),
+        (("kill", "get"),),
+    ),
+    Mutant(
+        "segments-of-the-stopped-are-awaited",
+        (
+            (
+                "segment.c",
+                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+                "        for (uint64_t i = 0; rc == MM_SPACE && i < at_load_acquire(&m->g->segments); i++)\n"
+                "            while (mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_PREPARING) { }\n"
+                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+            ),
+        ),
+        (("stop", "new-segment"),),
+    ),
+    Mutant(
+        "growth-is-not-checked",
+        (
+            (
+                "table.c",
+                "        if (e) return mm_os_failed(r, e);\n        at_max_release(&m->g->table_pages, want);",
+                "        at_max_release(&m->g->table_pages, want);",
+            ),
+        ),
+        (("fail", "allocate-growth"),),
+    ),
+]
+
+
+SOUND = Mutant(
+    "sound",
+    (),
+    (
+        ("kill", "append-warm"),
+        ("kill", "append"),
+        ("kill", "get"),
+        ("stop", "new-segment"),
+        ("fail", "allocate-growth"),
+    ),
+)
+
+
+def build(mutant: Mutant, root: Path, directory: Path) -> Path:
+    """A points build of a copy of the project with the mutant's edits; returns what goes on PYTHONPATH."""
+    source, target = directory / "source", directory / "built"
+    shutil.copytree(
+        root,
+        source,
+        ignore=shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "tests", "bench", "docs", "__pycache__"),
+    )
+    for name, old, new in mutant.edits:
+        path = source / "csrc" / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{mutant.name}: {name} does not hold, exactly once: {old}"
+        path.write_text(text.replace(old, new))
+    environment = {**os.environ, "MMPC_DEFINES": "MMPC_POINTS", "CFLAGS": "-O1", "PYTHONPATH": ""}
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    return target

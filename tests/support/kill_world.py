@@ -1,0 +1,165 @@
+"""A store with handles of this process in it, and what must hold in it after somebody died, stopped or was refused.
+
+Needs the points build of mmpc, so it runs in a process of its own (kill_driver).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from typing import Any
+
+import mmpc
+from mmpc._native import ffi, lib
+
+from .kill_cases import LARGE, THRESHOLD, Case, Lists, Model
+
+DEEP = 200  # a threshold that never makes a handle consolidate here
+MAX_PID_OFFSET = 4096 + 9 * 64  # of control: globals.max_pid
+FRESH_TABLE = 1024  # head words in the table of a new store
+
+
+class Wrong(AssertionError):
+    """Something that must hold does not."""
+
+
+def must(condition: object, text: str, *details: object) -> None:
+    if not condition:
+        raise Wrong(text + "".join(f"\n    {d!r}" for d in details))
+
+
+class World:
+    """The store at `path`; `home` is the handle that a forked child takes over, `checker` looks on."""
+
+    def __init__(self, path: str, python: bool) -> None:
+        self.path, self.python = path, python
+        self.home: Any = None
+        self.checker: Any = None
+        self.p = self.q = 0
+
+    # ---- handles
+
+    def open(self, threshold: int = THRESHOLD) -> Any:
+        return mmpc.open(
+            self.path,
+            Lists() if self.python else mmpc.Append(),
+            create=True,
+            page_consolidation_threshold=threshold,
+            segment_size=1 << 16,
+        )
+
+    def enter(self) -> None:
+        self.home, self.checker = self.open(), self.open(DEEP)
+
+    def leave(self) -> None:
+        for handle in (self.home, self.checker):
+            if handle is not None:
+                handle.close()
+        self.home = self.checker = None
+
+    def rebuild(self) -> None:
+        """Everybody leaves, the table is lost, the log has to tell."""
+        self.leave()
+        os.unlink(os.path.join(self.path, "table"))
+        self.enter()
+
+    def remove(self) -> None:
+        self.leave()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def forge_max_pid(self, pid: int) -> None:
+        """As if all ids below had been handed out; nobody is attached."""
+        with open(os.path.join(self.path, "control"), "r+b") as f:
+            f.seek(MAX_PID_OFFSET)
+            f.write(struct.pack("<Q", pid))
+
+    # ---- pages
+
+    def prepare(self, case: Case) -> Model:
+        """Pages p and q as the case wants them; `checker` has read p when it was young."""
+        pc = self.checker
+        tokens = [f"p{i}" for i in range(case.depth)]
+        self.p, self.q = pc.allocate(tokens[:1])[0], pc.allocate(["q0"])[0]
+        pc.get(self.p)
+        for token in tokens[1:]:
+            pc.append(self.p, [token])
+        return Model({self.p: tokens, self.q: ["q0"]})
+
+    def scan(self, pc: Any) -> dict[int, list]:
+        """Every page that has a value, by id."""
+        pages = ((pid, pc.get(pid)) for pid in range(2, pc.stats().pages))
+        return {pid: page.value for pid, page in pages if isinstance(page, mmpc.Materialized)}
+
+    def observed(self, case: Case, model: Model, done: int) -> tuple[int, dict[int, list]]:
+        """How many effects of the case are visible; those of operations that returned must be, later ones must not."""
+        counts = case.effects_before
+        seen = self.scan(self.checker)
+        effects = [effect for op in case.ops for effect in op.effects]
+        last = counts[min(done + 1, len(case.ops))]
+        for visible in range(counts[done], last + 1):
+            expected = model.copy()
+            for effect in effects[:visible]:
+                effect(expected, self)
+            if expected.equals(seen):
+                return visible, seen
+        raise Wrong(
+            f"{done} operations had returned of {len(case.ops)}; "
+            f"effects {counts[done]} to {last} fit not\n    {model}\n    {seen}"
+        )
+
+    # ---- what must hold
+
+    def reaped(self, *living: int) -> None:
+        """The dead leave no slot: one of these numbers of slots is live."""
+        n = ffi.new("uint64_t *")
+        must(lib.mm_reap_all(self.checker._attachment.mm, n) == 0, "mm_reap_all failed")
+        must(self.checker.stats().slots in living, "not the slots of the living", living, self.checker.stats(), n[0])
+
+    def newcomer(self) -> Any:
+        """A handle opened now; no pin in the store is older than it."""
+        self.checker.flush()
+        epoch = self.checker.stats().epoch
+        fresh = self.open()
+        must(fresh.stats().oldest_pin >= epoch, "a pin of the dead lives on", epoch, fresh.stats())
+        return fresh
+
+    def agree(self, expected: dict[int, list], *handles: Any) -> None:
+        for pc in handles:
+            seen = self.scan(pc)
+            must(seen == expected, "a handle reads something else", expected, seen)
+
+    def use(self, seen: dict[int, list], pc: Any) -> dict[int, list]:
+        """Every verb on the same pages by somebody else; what is there afterwards."""
+        now = {}
+        for pid, value in seen.items():
+            if len(value[0]) > LARGE:  # takes no fragment more
+                pc.update(pid, lambda v: [*v, "u"])
+                now[pid] = [*value, "u"]
+                continue
+            key = pc.append(pid, ["a"])
+            pc.link(pid, key, ["l"])
+            pc.append_many([(pid, ["m"])])
+            must(pc.get_many([pid])[0].value == [*value, "a", "l", "m"], "get_many reads something else", pid)
+            pc.update(pid, lambda v: [*v, "u"])
+            frags = pc.get_page_frags(pid)[1]
+            must([x for f in frags for x in f] == [*value, "a", "l", "m", "u"], "fragments differ", pid, frags)
+            now[pid] = [*value, "a", "l", "m", "u"]
+        for pid in list(now)[1:]:
+            pc.replace(pid, pc.get(pid).key, ["r"])
+            now[pid] = ["r"]
+        for token in ("n1", "n2"):
+            pid, _key = pc.allocate([token])
+            must(pid not in now and pid >= 2, "a page id was handed out twice", pid, now)
+            now[pid] = [token]
+        return now
+
+    def clear(self, expected: dict[int, list], *handles: Any) -> None:
+        """Frees every page, by the handles in turn."""
+        for i, pid in enumerate(sorted(expected)):
+            pc = handles[i % len(handles)]
+            pc.free(pid, pc.get(pid).key)
+            must(pc.get(pid).is_free(), "a freed page does not read as free", pid)
+        for pc in handles:
+            must(self.scan(pc) == {}, "pages are left", self.scan(pc))
+            pc._check()

@@ -1,0 +1,281 @@
+"""docs/format.md says what csrc/layout.h says, and both say what is in a store."""
+
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmpc
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "format.md").read_text()
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+STRUCTS = [
+    "mm_segment_header",
+    "mm_lease_header",
+    "mm_record",
+    "mm_mark",
+    "mm_identity",
+    "mm_globals",
+    "mm_slot",
+    "mm_segment",
+    "mm_words_header",
+]
+
+
+# ---- the page, as data
+
+
+def rows(title: str) -> Iterator[list[str]]:
+    """The cells of the first table under a heading, without its two head lines."""
+    section = TEXT.split(f"# {title}\n", 1)[1]
+    table = re.search(r"^\|.*(?:\n\|.*)*", section, re.MULTILINE)
+    assert table, title
+    for line in table.group().splitlines()[2:]:
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def fields(name: str) -> dict[str, tuple[int, int]]:
+    """{field: (offset, size)} of a struct."""
+    return {field: (int(offset), int(size)) for offset, size, field, *_ in rows(name)}
+
+
+def part(name: str, data: bytes, at: int, field: str) -> bytes:
+    """The bytes of a field."""
+    offset, size = fields(name)[field]
+    return data[at + offset : at + offset + size]
+
+
+def number(name: str, data: bytes, at: int, field: str) -> int:
+    return int.from_bytes(part(name, data, at, field), "little")
+
+
+def record(data: bytes, at: int) -> dict[str, int]:
+    """All bit fields of the record at an offset."""
+    found = {}
+    for word, bits, field, *_ in rows("bits of a record"):
+        low, high = (int(bit) for bit in bits.split("-"))
+        found[field] = number("mm_record", data, at, word) >> low & (1 << high - low + 1) - 1
+    return found
+
+
+# ---- checksums, by the page
+
+
+def crc(data: bytes, seed: int = 0) -> int:
+    register = seed
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register
+
+
+def seed(uuid: bytes, salt: bytes) -> int:
+    return crc(salt, crc(uuid))
+
+
+def record_crc(data: bytes, at: int, address: int, start: int) -> int:
+    length = record(data, at)["length"]
+    payload = crc(data[at + 40 : at + 40 + length], crc(struct.pack("<Q", address), start))
+    return crc(data[at + 8 : at + 40], payload)
+
+
+def commit(checksum: int) -> int:
+    return (checksum ^ 0x9E3779B9) or 0xFFFFFFFF
+
+
+# ---- the page and the header
+
+
+def test_structs_have_no_gaps() -> None:
+    for name in [*STRUCTS, "config"]:
+        end = 0
+        for field, (offset, size) in fields(name).items():
+            assert offset == end, f"{name}.{field}"
+            end = offset + size
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_the_page_is_the_header(tmp_path: Path) -> None:
+    checks = []
+    for name in STRUCTS:
+        for field, (offset, size) in fields(name).items():
+            member = f"{field}_line" if name == "mm_globals" else field  # a word and the rest of its line
+            checks.append(f"offsetof({name}, {member}) == {offset}")
+            checks.append(f"sizeof((({name} *)0)->{member}) == {size}")
+        checks.append(f"sizeof({name}) == {sum(size for _, size in fields(name).values())}")
+    checks += [f"{constant.strip('`')} == {value}" for constant, value, *_ in rows("Numbers")]
+    program = '#include "layout.h"\n' + "".join(f'_Static_assert({check}, "{check}");\n' for check in checks)
+    (tmp_path / "check.c").write_text(program)
+    command = [str(COMPILER), "-std=gnu11", "-fsyntax-only", f"-I{ROOT / 'csrc'}", str(tmp_path / "check.c")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_bits_of_a_record_fill_their_words() -> None:
+    used: dict[str, int] = {}
+    for word, bits, *_ in rows("bits of a record"):
+        low, high = (int(bit) for bit in bits.split("-"))
+        assert low == used.get(word, 0)
+        used[word] = high + 1
+    assert used == dict.fromkeys(fields("mm_record"), 64)
+
+
+# ---- the worked example
+
+
+def example() -> Iterator[tuple[int, bytes, dict[str, int]]]:
+    """(address, bytes, fields as the page gives them) of both records."""
+    section = TEXT.split("### Worked example\n", 1)[1].split("\n## ", 1)[0]
+    columns = list(rows("Worked example"))
+    dumps = [bytes.fromhex(found) for found in re.findall(r"(?:^    [0-9a-f ]+\n)+", section, re.MULTILINE)]
+    addresses = [int(address) for address in re.findall(r"at address (\d+)", section)]
+    for i, (address, data) in enumerate(zip(addresses, dumps, strict=True)):
+        yield address, data, {column[0]: int(column[1 + i], 0) for column in columns}
+
+
+def test_the_worked_example() -> None:
+    uuid, salt = (bytes.fromhex(found) for found in re.findall(r"`([0-9a-f]{32}|[0-9a-f]{16})`", TEXT))
+    found = list(example())
+    assert len(found) == 2
+    for address, data, expected in found:
+        assert record(data, 0) == expected
+        checksum = record_crc(data, 0, address, seed(uuid, salt))
+        assert (expected["crc"], expected["commit"]) == (checksum, commit(checksum))
+    assert found[1][2]["prev"] * 8 == found[0][0]
+    assert [data[42:47] for _, data, _ in found] == [b"hello", b", you"]
+
+
+# ---- a store made now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store whose page 2 is base, delta; flushed and closed."""
+    path = tmp_path / "store"
+    with mmpc.open(path, mmpc.Append(), create=True, segment_size=1 << 17) as pages:
+        pid, _ = pages.allocate(b"hello")
+        pages.append(pid, b" world")
+        pages.free(*pages.allocate(b"gone"))
+    return path
+
+
+def test_files(store: Path) -> None:
+    names = {cells[0].strip("`") for cells in rows("The files of a store")}
+    assert {path.name for path in store.iterdir()} <= names
+    assert names - {path.name for path in store.iterdir()} <= {"open.lock"}
+    assert store.stat().st_mode & 0o777 == 0o700
+
+
+def test_config(store: Path) -> None:
+    data = (store / "config").read_bytes()
+    assert part("config", data, 0, "magic") == b"MMPCconf"
+    assert number("config", data, 0, "format") == 1
+    assert number("config", data, 0, "length") == len(data)
+    assert number("config", data, 0, "crc") == crc(data[16:])
+    assert number("config", data, 0, "segment_shift") == 17
+    assert [number("config", data, 0, name) for name in ("incompat", "ro_compat", "compat")] == [0, 0, 0]
+    names = b"".join(struct.pack("<I", len(name)) + name for name in (b"mmpc.append-1", b"msgpack-1"))
+    assert data[72:] == names + struct.pack("<I", 0)
+
+
+def walk(log: bytes, uuid: bytes, size: int) -> Iterator[tuple[int, dict[str, int], bytes]]:
+    """(address, fields, payload) of every record of the log, found as the page says."""
+    for base in range(0, len(log), size):
+        if part("mm_segment_header", log, base, "magic") != b"\0MMPCseg":
+            continue
+        assert number("mm_segment_header", log, base, "crc") == crc(log[base + 12 : base + 64])
+        assert number("mm_segment_header", log, base, "number") * size == base
+        assert part("mm_segment_header", log, base, "uuid") == uuid
+        start = seed(uuid, part("mm_segment_header", log, base, "salt"))
+        at, end = base + 4096, min(base + size, len(log))
+        while at < end:
+            if not lease_holds(log, at, start):
+                at += 4096
+                continue
+            stop = at + number("mm_lease_header", log, at, "blocks") * 4096
+            yield from records(log, at + 48, min(stop, end), start)
+            at = stop
+
+
+def lease_holds(log: bytes, at: int, start: int) -> bool:
+    own = number("mm_lease_header", log, at, "address") == at
+    return own and number("mm_lease_header", log, at, "crc") == crc(log[at + 4 : at + 48], start)
+
+
+def records(log: bytes, at: int, stop: int, start: int) -> Iterator[tuple[int, dict[str, int], bytes]]:
+    while at + 40 <= stop:
+        found = record(log, at)
+        if at + 40 + found["length"] > stop or found["crc"] != record_crc(log, at, at, start):
+            return
+        yield at, found, log[at + 40 : at + 40 + found["length"]]
+        at += (40 + found["length"] + 7) // 8 * 8
+
+
+def test_log_and_table(store: Path) -> None:
+    config, log, table = ((store / name).read_bytes() for name in ("config", "log", "table"))
+    uuid = part("config", config, 0, "uuid")
+    newest: dict[int, tuple[int, dict[str, int], bytes]] = {}
+    everything = {}
+    for address, found, payload in walk(log, uuid, 1 << 17):
+        assert found["commit"] == commit(found["crc"])
+        everything[address] = found, payload
+        before = newest.get(found["page"])
+        if before is None or (found["wts"], found["place"]) > (before[1]["wts"], before[1]["place"]):
+            newest[found["page"]] = address, found, payload
+    assert {page: found["kind"] for page, (_, found, _) in newest.items()} == {0: 1, 1: 1, 2: 2, 3: 3}
+    for page, (address, _, _) in newest.items():
+        (head,) = struct.unpack_from("<Q", table, 4096 + 8 * page)
+        assert (head & (1 << 42) - 1) * 8 == address
+    delta = newest[2]
+    assert delta[2] == b"\xc4\x06 world"
+    assert everything[delta[1]["prev"] * 8][1] == b"\xc4\x05hello"
+    assert newest[3][1]["length"] == 0
+    with mmpc.open(store, mmpc.Append()) as pages:
+        page = pages.get(2)
+        assert (page.key.head & (1 << 42) - 1, page.key.wts) == (delta[0] // 8, delta[1]["wts"])
+        assert page.value == b"hello world"
+        assert pages.get(3).is_free()
+
+
+def test_marks(store: Path) -> None:
+    config, marks = ((store / name).read_bytes() for name in ("config", "marks"))
+    uuid = part("config", config, 0, "uuid")
+    epochs = []
+    for at in range(0, len(marks), 4096):
+        if part("mm_mark", marks, at, "magic") != b"MMPCmark":
+            continue
+        assert number("mm_mark", marks, at, "crc") == crc(marks[at + 12 : at + 4096], crc(uuid))
+        assert 2 * number("mm_mark", marks, at, "slot") + number("mm_mark", marks, at, "block") == at // 4096
+        epochs.append(number("mm_mark", marks, at, "epoch"))
+    with mmpc.open(store, mmpc.Append()) as pages:
+        assert max(epochs) == pages.stable_lsn
+
+
+def test_identity_and_words(store: Path) -> None:
+    config, control = ((store / name).read_bytes() for name in ("config", "control"))
+    assert part("mm_identity", control, 0, "magic") == b"MMPCctrl"
+    assert number("mm_identity", control, 0, "crc") == crc(control[12:512])
+    assert part("mm_identity", control, 0, "uuid") == part("config", config, 0, "uuid")
+    for role, name in enumerate(("table", "ids", "rts"), 1):
+        words = (store / name).read_bytes()
+        assert part("mm_words_header", words, 0, "magic") == b"MMPCords"
+        assert number("mm_words_header", words, 0, "role") == role
+        assert part("mm_words_header", words, 0, "open_id") == part("mm_identity", control, 0, "open_id")
+        assert part("mm_identity", control, 0, name)[8:16] == struct.pack("<Q", (store / name).stat().st_ino)
+
+
+def test_globals(store: Path) -> None:
+    with mmpc.open(store, mmpc.Append()) as pages:
+        stats = pages.stats()
+        control = (store / "control").read_bytes()
+        for name, value in [("epoch", stats.epoch), ("stable", stats.stable), ("max_pid", stats.pages)]:
+            offset, _ = fields("mm_globals")[name]
+            assert struct.unpack_from("<Q", control, 4096 + offset) == (value,)
+        slots = [number("mm_slot", control, 12288 + 1024 * i, "state") & 255 for i in range(1024)]
+        assert sum(slots) == 1
