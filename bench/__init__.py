@@ -1,0 +1,1 @@
+"""Benchmarks: one file a question, one harness. `python -m bench --help`."""
