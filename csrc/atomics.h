@@ -67,6 +67,12 @@ static inline uint64_t at_add_relaxed(at_word *w, uint64_t d)
     return atomic_fetch_add_explicit(&w->v, d, memory_order_relaxed);
 }
 
+static inline uint64_t at_exchange_relaxed(at_word *w, uint64_t x)
+{
+    MM_POINT();
+    return atomic_exchange_explicit(&w->v, x, memory_order_relaxed);
+}
+
 static inline uint64_t at_or_relaxed(at_word *w, uint64_t bits)
 {
     MM_POINT();
@@ -105,6 +111,7 @@ static inline uint64_t pv_load(const pv_word *w) { return atomic_load_explicit(&
 static inline uint64_t pv_load_relaxed(const pv_word *w) { return atomic_load_explicit(&w->v, memory_order_relaxed); }
 static inline void pv_store(pv_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_seq_cst); }
 static inline void pv_store_relaxed(pv_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_relaxed); }
+static inline uint64_t pv_add(pv_word *w, uint64_t d) { return atomic_fetch_add_explicit(&w->v, d, memory_order_seq_cst); }
 static inline uint64_t pv_or(pv_word *w, uint64_t bits) { return atomic_fetch_or_explicit(&w->v, bits, memory_order_seq_cst); }
 static inline uint64_t pv_and(pv_word *w, uint64_t bits) { return atomic_fetch_and_explicit(&w->v, bits, memory_order_seq_cst); }
 static inline bool pv_cas(pv_word *w, uint64_t *expected, uint64_t x)

@@ -1,67 +1,24 @@
-/* flush.c - durability: one epoch step, one sync of the log, one mark, one sync of the marks.
+/* flush.c - durability: one epoch step, one sync of the log, one mark, one sync of the marks; shared by all who wait for it.
  *
  * cut(D) = every committed record with colour <= D, D the newest mark.  If B's author saw A, A's commit word was stored before B's
  * colour was loaded, hence before the epoch left D, hence before the sync (model: publish.pml).  A stopped or dead process is
  * just a record that nobody saw; nothing has to be found or waited for.
  *
- * A mark goes over the block of the slot with the smaller valid mark, one flush of a slot at a time, and a new owner of a slot syncs
- * `marks` before its first one, so a torn mark never hurts the newest (model: marks.pml).
+ * Who flushes is a hint.  The leader flushes for all; the others wait for it, a bounded time, then the first of them leads instead: a leader
+ * that is stopped or dead delays them once.  Two leaders at a time do no harm: each has its own marks, `stable` only rises.
+ *
+ * A failed sync is final for everybody: the kernel may call the lost pages clean from now on (C15: see `distrust`).
  */
 #include <errno.h>
 #include <string.h>
 
 #include "internal.h"
 
-static uint32_t mark_crc(const mm_mark *k, const uint8_t *uuid)
-{
-    uint32_t c = crc32c_extend(0, uuid, 16);
-    return crc32c_extend(c, (const uint8_t *)k + 12, sizeof *k - 12);
-}
+#define PATIENCE_LEAST UINT64_C(5000000)    /* ns that a leader is waited for, at least */
+#define PATIENCE_MOST UINT64_C(200000000)
+#define GATHER_MOST UINT64_C(60000)         /* ns that a leader waits for company, at most */
 
-/* 0: valid, -1: not a mark (a hole, or torn), else an errno. */
-static int mark_read(const mm_config *c, uint32_t slot, uint32_t block, mm_mark *k)
-{
-    int e = mm_os_read_at(c->marks, k, sizeof *k, ((uint64_t)slot * 2 + block) * sizeof *k);
-    if (e) return e;
-    return k->magic == MM_MARK_MAGIC && k->slot == slot && k->block == block && k->crc == mark_crc(k, c->uuid) ? 0 : -1;
-}
-
-/* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14). */
-static void list_leases(mm *m, mm_mark *k)
-{
-    memset(k, 0, sizeof *k);
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++) {
-        mm_slot *s = &m->slots[i];
-        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
-        if (!lease || !fill || at_load_acquire(&s->lease) != lease) continue; /* a new lease begins just now */
-        k->leases[k->count].address = lease;
-        k->leases[k->count++].fill = fill;
-    }
-}
-
-static int write_mark(mm *m, mm_mark *k, uint64_t epoch, mm_result *r)
-{
-    mm_mark a, b;
-    uint32_t slot = m->slot_index;
-    int ea = mark_read(&m->config, slot, 0, &a), eb = mark_read(&m->config, slot, 1, &b);
-    if (ea > 0 || eb > 0) return mm_os_failed(r, ea > 0 ? ea : eb);
-    uint32_t block = ea == 0 && (eb != 0 || b.epoch < a.epoch) ? 1 : 0;
-    uint64_t at = ((uint64_t)slot * 2 + block) * sizeof a;
-    int e = 0;
-    if (!m->mark_synced) e = mm_os_sync(m->config.marks);
-    if (e) return mm_os_failed(r, e);
-    m->mark_synced = 1;
-    k->magic = MM_MARK_MAGIC;
-    k->epoch = epoch;
-    k->slot = slot;
-    k->block = block;
-    k->crc = mark_crc(k, m->config.uuid);
-    e = mm_os_write_at(m->config.marks, k, sizeof *k, at);
-    if (!e) e = mm_os_sync(m->config.marks);
-    return e ? mm_os_failed(r, e) : MM_OK;
-}
-
-/* A failed sync is final for everybody: the kernel may call the lost pages clean from now on. */
+/* A failed sync is final: `failed` is set once, and every operation of every process asks it. */
 static int sync_failed(mm *m, int error, mm_result *r)
 {
     uint64_t none = 0;
@@ -70,77 +27,194 @@ static int sync_failed(mm *m, int error, mm_result *r)
     return MM_FAILED;
 }
 
+static int has_failed(mm *m, mm_result *r)
+{
+    uint64_t failed = at_load_acquire(&m->g->failed);
+    r->os_error = (int32_t)failed;
+    return failed ? MM_FAILED : MM_OK;
+}
+
+/* ---- pages that the kernel may call clean though they are not on the disk (C15) -------------------------------------------- */
+
+/* The kernel tells each open file once that pages of it could not be written, but not those opened after somebody was told.  So a sync of
+ * ours proves something only if no other process can have been told before we opened `log`: one whose sync began in an earlier epoch than we
+ * were born in, and has not ended, or whose slot was reaped before it ended (`suspect`). */
+static bool distrust(mm *m, uint64_t *suspect)
+{
+    *suspect = at_load_acquire(&m->g->suspect);
+    if (*suspect && *suspect < m->born) return true;
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
+        uint64_t begun = at_load_acquire(&m->slots[i].syncing);
+        if (i != m->slot_index && begun && begun < m->born) return true;
+    }
+    return false;
+}
+
+/* A segment that may hold bytes stored since the last sync that succeeded. */
+static bool written_since(mm *m, uint64_t n, uint64_t stable)
+{
+    uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
+    if (state == MM_SEG_FREE) return false;
+    if (state != MM_SEG_SEALED || at_load_acquire(&m->segments[n].written) >= stable) return true;
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
+        if (at_load_acquire(&m->slots[i].lease) >> m->segment_shift == n) return true;
+    return false;
+}
+
+/* Makes those pages dirty again without changing a bit, so that the sync that follows writes them.  Others may store to them meanwhile. */
+static void dirty_again(mm *m)
+{
+    uint64_t stable = at_load_acquire(&m->g->stable), end = at_load_acquire(&m->g->log_size);
+    for (uint64_t n = 0; n << m->segment_shift < end; n++) {
+        uint64_t at = n << m->segment_shift, stop = at + m->segment_size < end ? at + m->segment_size : end;
+        mm_result ignored;
+        if (!mm_segment_of(m, at, &ignored) || !mm_log_reaches(m, stop) || !written_since(m, n, stable)) continue;
+        for (; at < stop; at += MM_BLOCK) at_or_relaxed((at_word *)(m->log + at), 0);
+    }
+}
+
+/* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
+
+/* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14). */
+static void list_leases(mm *m, mm_mark *k)
+{
+    k->count = 0;
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++) {
+        mm_slot *s = &m->slots[i];
+        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
+        if (!lease || !fill || at_load_acquire(&s->lease) != lease) continue; /* a new lease begins just now */
+        k->leases[k->count++] = (mm_lease_fill){ lease, fill };
+    }
+}
+
+/* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */
+static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
+{
+    uint64_t suspect;
+    if (distrust(m, &suspect)) dirty_again(m);
+    int e = mm_os_sync(m->config.log);
+    if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
+    if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
+    if (!e) e = mm_mark_write(m, k);
+    return e ? sync_failed(m, e, r) : has_failed(m, r);
+}
+
+/* The caller holds `flushing`. */
 static int flush_now(mm *m, mm_result *r)
 {
-    uint64_t mine = (uint64_t)m->slot_index * 2 * sizeof(mm_mark);
-    int e = m->mark_synced ? 0 : mm_os_grow(m->config.marks, mine, mine + 2 * sizeof(mm_mark));
-    if (e) return mm_os_failed(r, e); /* no room for the mark: before anything has begun */
-    uint64_t E = at_add_seq_cst(&m->g->epoch, 1);
-    at_fence_full(); /* who loaded E as its colour has its commit words in memory */
-    at_store_seq_cst(&m->slot->syncing, E);
-    mm_mark mark;
-    list_leases(m, &mark);
-    e = mm_os_sync(m->config.log);
+    int e = mm_mark_prepare(m);
+    if (e == ENOSPC || e == EDQUOT) return mm_os_failed(r, e); /* no room for the mark: before anything has begun */
     if (e) return sync_failed(m, e, r);
-    int rc = write_mark(m, &mark, E, r);
-    if (rc) return sync_failed(m, r->os_error, r);
-    at_max_release(&m->g->stable, E);
+    uint64_t begun = mm_os_monotonic();
+    at_store_relaxed(&m->g->flush_begun, begun);
+    mm_mark k = { .epoch = at_add_seq_cst(&m->g->epoch, 1) };
+    at_fence_full(); /* who loaded that epoch as its colour has its commit words in memory */
+    at_store_seq_cst(&m->slot->syncing, k.epoch);
+    list_leases(m, &k);
+    int rc = sync_and_mark(m, &k, r);
+    if (rc) return rc;
+    at_max_release(&m->g->stable, k.epoch);
     at_store_release(&m->slot->syncing, 0);
+    at_add_relaxed(&m->g->flushes, 1);
+    uint64_t usual = at_load_relaxed(&m->g->flush_time), took = mm_os_monotonic() - begun;
+    at_store_relaxed(&m->g->flush_time, usual ? usual - usual / 8 + took / 8 : took);
     return MM_OK;
+}
+
+/* ---- who flushes ------------------------------------------------------------------------------------------------------------------ */
+
+/* As many as the last flush served are likely to come back: a leader that waits for them a little serves them all with one sync. */
+static void gather(mm *m)
+{
+    uint64_t crowd = at_load_relaxed(&m->g->crowd), most = at_load_relaxed(&m->g->flush_time) / 2, begun = mm_os_monotonic();
+    if (most > GATHER_MOST) most = GATHER_MOST;
+    while (at_load_relaxed(&m->g->waiting) + 1 < crowd && mm_os_monotonic() - begun < most) mm_os_yield();
+}
+
+static int lead(mm *m, uint64_t turn, mm_result *r)
+{
+    pthread_mutex_lock(&m->flushing);
+    gather(m);
+    uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
+    int rc = has_failed(m, r);
+    if (!rc) rc = flush_now(m, r);
+    at_store_relaxed(&m->g->crowd, crowd);
+    at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
+    at_add_seq_cst(&m->g->flushed, 1);
+    pthread_mutex_unlock(&m->flushing);
+    if (crowd > 1 || at_load_relaxed(&m->g->waiting)) mm_os_wake(&m->g->flushed);
+    return rc;
+}
+
+static uint64_t patience(mm *m)
+{
+    uint64_t ns = 4 * at_load_relaxed(&m->g->flush_time);
+    return ns < PATIENCE_LEAST ? PATIENCE_LEAST : ns > PATIENCE_MOST ? PATIENCE_MOST : ns;
+}
+
+/* Until `stable` has reached the target: lead, or wait for who leads.  Each turn of the loop means that a flush has ended, or that a leader
+ * was waited for in vain and its turn taken. */
+static int flush_to(mm *m, uint64_t target, mm_result *r)
+{
+    for (;;) {
+        if (at_load_acquire(&m->g->stable) >= target) return MM_OK;
+        int rc = has_failed(m, r);
+        if (rc) return rc;
+        uint64_t mine = (pv_add(&m->flush_turn, 1) + 1) << 16 | (m->slot_index + 1), leader = 0;
+        uint64_t seen = at_load_acquire(&m->g->flushed); /* before the leader: a flush that ends from here on wakes us */
+        if (!at_cas_acq_rel(&m->g->leader, &leader, mine)) {
+            uint64_t since = mm_os_monotonic(), most = patience(m), past = 0;
+            at_add_relaxed(&m->g->waiting, 1);
+            while ((uint32_t)at_load_acquire(&m->g->flushed) == (uint32_t)seen && past < most) {
+                mm_os_wait(&m->g->flushed, seen, most - past);
+                past = mm_os_monotonic() - since;
+            }
+            if (past < most || !at_cas_acq_rel(&m->g->leader, &leader, mine)) continue;
+        }
+        rc = lead(m, mine, r);
+        if (rc) return rc;
+    }
+}
+
+/* Nothing that returned, or that anybody can have seen, is newer than `stable`.  A publish under way may have been seen before it says so;
+ * one that died is told of by its reaper, and one that was helped by the helper. */
+static bool clean(mm *m)
+{
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
+        if (at_load_acquire(&m->slots[i].announce)) return false;
+    return at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
 }
 
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r)
 {
     uint32_t pin;
     memset(r, 0, sizeof *r);
+    *advanced = 0;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
-    bool dirty = at_load_acquire(&m->g->dirty) > before;
-    pthread_mutex_lock(&m->flushing);
-    uint64_t failed = at_load_acquire(&m->g->failed);
-    if (failed) {
-        r->os_error = (int32_t)failed;
-        rc = MM_FAILED;
-    } else if (at_load_acquire(&m->g->stable) < target)
-        rc = flush_now(m, r);
-    pthread_mutex_unlock(&m->flushing);
-    *advanced = dirty || lsn ? at_load_acquire(&m->g->stable) - before : 0;
+    if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
+    else if (lsn || !clean(m)) rc = flush_to(m, target, r);
+    if (!rc) *advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);
     return rc;
 }
 
-/* ---- reading marks, with nobody attached -------------------------------------------------------------------------------------- */
-
-/* Zero bytes are a mark never written; anything else that does not hold was torn by a crash, or is damaged. */
-static bool written(const mm_mark *k)
+/* The periodic flush of all attached processes: whoever finds that the last flush began `period` ns ago, and something is dirty, and wins
+ * the CAS, flushes.  *wait: ns until it is worth asking again. */
+int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r)
 {
-    const uint8_t *b = (const uint8_t *)k;
-    for (uint64_t i = 0; i < sizeof *k; i++)
-        if (b[i]) return true;
-    return false;
-}
-
-/* The newest whole mark (epoch 0: none).  A crash tears at most the newest of a slot's two; none whole at all is damage. */
-int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
-{
-    mm_mark k;
-    bool torn = false;
-    memset(newest, 0, sizeof *newest);
-    uint64_t size = mm_os_size(c->marks), blocks = size / sizeof k;
-    for (uint64_t i = 0; i < blocks && i < 2 * MM_SLOTS; i++) {
-        int e = mark_read(c, (uint32_t)(i / 2), (uint32_t)(i % 2), &k);
-        if (e > 0) return mm_os_failed(r, e);
-        if (e == 0 && k.epoch > newest->epoch) *newest = k;
-        if (e < 0) torn |= written(&k);
-    }
-    return newest->epoch == 0 && torn ? mm_corrupt(r, MM_FILE_MARKS, 0) : MM_OK;
-}
-
-int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r)
-{
-    mm_mark k;
-    int rc = mm_mark_newest(c, &k, r);
-    *epoch = k.epoch;
-    return rc;
+    uint32_t pin;
+    uint64_t advanced;
+    memset(r, 0, sizeof *r);
+    *wait = period;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    uint64_t now = mm_os_monotonic(), last = at_load_acquire(&m->g->flush_begun);
+    if (last > now) last = 0; /* a clock of another time namespace */
+    bool due = now - last >= period, mine = false;
+    if (!due) *wait = period - (now - last);
+    else if (!clean(m)) mine = at_cas_acq_rel(&m->g->flush_begun, &last, now);
+    mm_leave(m, pin);
+    return mine ? mm_flush(m, 0, &advanced, r) : MM_OK;
 }

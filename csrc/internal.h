@@ -41,7 +41,9 @@ struct mm {
     pthread_mutex_t sharing;  /* pin word MM_PIN_SHARED */
     pthread_mutex_t flushing; /* one flush of a slot at a time */
     uint32_t sharers, slot_index, segment_shift, merge_kind, threshold, tidy_depth, max_depth;
-    uint32_t mark_synced;     /* `marks` was synced by this owner of the slot */
+    uint32_t mark_ready, mark_block; /* the slot's marks are durable as they stand; the block that the next one goes over */
+    uint64_t born;            /* epoch loaded after `log` was opened: syncs that began later tell us when they fail */
+    pv_word flush_turn;       /* how often threads of this process asked to lead a flush */
     uint32_t uuid_seed;       /* crc32c of the uuid: start of all checksums */
     uint32_t since_scan;      /* allocations since the pins were last looked at */
     uint64_t allocations;
@@ -58,7 +60,12 @@ int mm_os_map(int fd, uint64_t window, uint8_t **out);
 void mm_os_unmap(uint8_t *p, uint64_t window);
 int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
 int mm_os_sync(int fd);                               /* 0, or errno */
+void mm_os_wait(at_word *w, uint64_t seen, uint64_t ns); /* returns when the low half of *w is not that of `seen`, or after ns */
+void mm_os_wake(at_word *w);                          /* everybody who waits for it */
+uint64_t mm_os_monotonic(void);                       /* ns */
+void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
+uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no hole begin; all ones: nowhere */
 void mm_os_touch(void *p, uint64_t n);
 uint64_t mm_os_now(void);
 int mm_os_random(void *p, uint64_t n);
@@ -79,7 +86,8 @@ int mm_os_failed(mm_result *r, int error); /* MM_FULL or MM_OS */
 /* slot.c */
 int mm_slot_claim(mm *m, mm_result *r);
 void mm_slot_release(mm *m);
-int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch); /* pins; MM_OK, MM_CLOSED, MM_FORKED */
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch); /* pins; MM_OK, MM_CLOSED, MM_FORKED, MM_FAILED */
+int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch); /* the same in a store where a sync has failed */
 void mm_leave(mm *m, uint32_t pin);
 int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED, MM_FORKED, MM_FAILED */
 void mm_announce(mm *m);                    /* epoch into the slot, full fence */
@@ -102,6 +110,7 @@ uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
 int mm_log_cover(mm *m, uint64_t end, mm_result *r);
 bool mm_log_reaches(mm *m, uint64_t end);
 int mm_segment_lease(mm *m, uint64_t bytes, mm_result *r); /* fills m->lease */
+void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_segment_abandon(mm *m, uint32_t slot);             /* what a dead owner was preparing */
 void mm_account(mm *m, uint64_t address, int64_t bytes);
 void mm_account_flush(mm *m);
@@ -131,7 +140,14 @@ typedef struct mm_chain_view {
     uint64_t payload;         /* bytes in all */
 } mm_chain_view;
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
-/* flush.c */
+/* marks.c */
+typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
+    uint64_t epoch;
+    uint32_t count;
+    mm_lease_fill leases[MM_MARK_LEASES];
+} mm_mark;
 int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r);
+int mm_mark_prepare(mm *m);              /* 0, or errno; before the first mark of this owner of the slot */
+int mm_mark_write(mm *m, const mm_mark *k); /* durable on return; 0, or errno */
 
 #endif

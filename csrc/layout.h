@@ -11,20 +11,24 @@
 
 #include "atomics.h"
 
-#define MM_FORMAT 1u            /* config, log, marks: lasting */
-#define MM_LAYOUT_VERSION 1u    /* control, table, ids, rts: rebuilt when they differ */
+#define MM_FORMAT 2u            /* config, log, marks, snapshots: lasting */
+#define MM_LAYOUT_VERSION 2u    /* control, table, ids, rts: rebuilt when they differ */
 #define MM_BLOCK 4096u          /* a lease is a run of these */
 
-/* ---- head word: 0 = unallocated, else tag:22 | address/8:42 ------------------------------------------------ */
+/* ---- head word: 0 = unallocated, else parity:1 | tag:21 | address/8:42 -------------------------------------- */
 #define MM_ADDR_BITS 42
 #define MM_ADDR_MASK ((UINT64_C(1) << MM_ADDR_BITS) - 1)
+#define MM_TAG_BITS 21
 #define MM_MAX_ADDRESS (UINT64_C(1) << (MM_ADDR_BITS + 3))
 
 static inline uint64_t mm_head_address(uint64_t head) { return (head & MM_ADDR_MASK) << 3; }
+/* The number of set bits is even: a flipped bit never names an older record of the page, which would read well. */
+static inline bool mm_head_sound(uint64_t head) { return __builtin_parityll(head) == 0; }
 /* The successor of `head` that points to `address`: the tag counts the changes of this head (it wraps). */
 static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
 {
-    return (((head >> MM_ADDR_BITS) + 1) << MM_ADDR_BITS) | (address >> 3);
+    uint64_t tag = ((head >> MM_ADDR_BITS) + 1) & ((UINT64_C(1) << MM_TAG_BITS) - 1), h = tag << MM_ADDR_BITS | address >> 3;
+    return h | (uint64_t)__builtin_parityll(h) << 63;
 }
 
 /* ---- record: 40 bytes of header, then the payload; 8-byte aligned ------------------------------------------- */
@@ -115,19 +119,52 @@ typedef struct mm_lease_header {
 } mm_lease_header;
 _Static_assert(sizeof(mm_lease_header) == 48 && offsetof(mm_lease_header, previous) == 24, "lease header is stored");
 
-/* ---- marks: two blocks a slot; the newest valid one anywhere is the durable epoch ------------------------------ */
+/* ---- marks: two blocks a slot, eight sectors a block; the newest whole sector anywhere is the durable epoch ----- */
 #define MM_MARK_MAGIC UINT64_C(0x6B72616D43504D4D) /* "MMPCmark" */
-#define MM_MARK_LEASES 250
-typedef struct mm_mark {
+#define MM_SECTOR 512u
+#define MM_MARK_SECTORS (MM_BLOCK / MM_SECTOR)
+#define MM_SECTOR_LEASES 30u
+#define MM_MARK_LEASES (MM_MARK_SECTORS * MM_SECTOR_LEASES)
+typedef struct mm_lease_fill { uint64_t address, fill; } mm_lease_fill;
+/* A mark fills all sectors of a block, each checksummed alone.  It is written after the log was synced, so one whole sector is enough:
+ * torn by a crash or damaged in part, a mark still says its epoch.  A block that was written and has no whole sector was damaged. */
+typedef struct mm_mark_sector {
+    uint64_t magic;
+    uint32_t crc;        /* crc32c of the sector behind it, seeded with the uuid */
+    uint32_t count;      /* leases listed in this sector */
+    uint64_t epoch;
+    uint32_t slot;
+    uint32_t place;      /* block * 8 + sector */
+    mm_lease_fill leases[MM_SECTOR_LEASES];
+} mm_mark_sector;
+_Static_assert(sizeof(mm_mark_sector) == 512 && offsetof(mm_mark_sector, leases) == 32, "a mark is eight sectors");
+#define MM_MARKS_SIZE (MM_SLOTS * 2u * MM_BLOCK) /* of the file, from its creation on: a shorter one was cut */
+
+/* ---- snapshot-<b>: the page table as it was; makes a recovery shorter, and nothing true or false ---------------- */
+#define MM_SNAPSHOT_MAGIC UINT64_C(0x70616E7343504D4D) /* "MMPCsnap" */
+#define MM_SNAPSHOT_CHUNK 65536u
+typedef struct mm_snapshot_header { /* the rest of its block is zero; written last */
     uint64_t magic;
     uint32_t crc;        /* crc32c of the block behind it, seeded with the uuid */
-    uint32_t count;      /* leases listed */
-    uint64_t epoch;
-    uint32_t slot, block;
-    struct { uint64_t address, fill; } leases[MM_MARK_LEASES];
-    uint8_t zero[4096 - 32 - 16 * MM_MARK_LEASES];
-} mm_mark;
-_Static_assert(sizeof(mm_mark) == 4096 && offsetof(mm_mark, leases) == 32, "a mark is one block");
+    uint32_t format;
+    uint64_t a;          /* a record that the heads do not know of has a colour >= a, or lies above b */
+    uint64_t b;          /* the flush that made the heads durable: used for D >= b */
+    uint64_t salt;       /* random; seeds the checksums of the chunks */
+    uint64_t segments;   /* entries */
+    uint64_t pages;      /* head words */
+    uint64_t log_size;   /* published bytes of `log` */
+    uint64_t log_taken;  /* bytes leased since the store was made */
+    uint32_t segment_shift;
+    uint32_t chunks_crc; /* crc32c of the checksums of the chunks */
+    uint64_t created;    /* ns since 1970, for people */
+} mm_snapshot_header;
+_Static_assert(sizeof(mm_snapshot_header) == 88 && offsetof(mm_snapshot_header, segments) == 40, "snapshot header is stored");
+enum mm_snapshot_segment { MM_SNAPSHOT_SCAN = 1 }; /* open, or under a lease: records may have come after the copy */
+typedef struct mm_snapshot_entry {
+    uint64_t word;       /* generation:32 | enum mm_snapshot_segment:32; 0 = nothing there */
+    uint64_t live;       /* bytes in reachable records, about */
+} mm_snapshot_entry;
+_Static_assert(sizeof(mm_snapshot_entry) == 16, "snapshot entry is stored");
 
 /* ---- control ---------------------------------------------------------------------------------------------------- */
 #define MM_CONTROL_MAGIC UINT64_C(0x6C72746343504D4D)    /* "MMPCctrl" */
@@ -170,8 +207,21 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(reaped);       /* dead slots reaped so far */
     MM_LINE(helped);       /* commit words stored for others */
     MM_LINE(dirty);        /* newest LSN returned: CAS-max, so mostly only read */
+    MM_LINE(leader);       /* who flushes for all: turn:48 | slot + 1:16; 0 = nobody.  A hint */
+    MM_LINE(flushed);      /* futex (its low half): rises when a flush has ended */
+    MM_LINE(waiting);      /* hint: how many came to wait since the last flush ended */
+    MM_LINE(crowd);        /* hint: how many the last flush served */
+    MM_LINE(flush_time);   /* ns that a flush takes, about */
+    MM_LINE(flush_begun);  /* CLOCK_MONOTONIC, ns: when the last flush began; periodic ones are elected by it */
+    MM_LINE(suspect);      /* epoch of a sync that a dead process may have seen fail; 0 = none */
+    MM_LINE(flushes);      /* syncs of the log */
+    MM_LINE(shared);       /* flushes that another one's sync answered */
+    MM_LINE(log_taken);    /* bytes ever leased: add */
+    MM_LINE(log_snapshot); /* log_taken when the newest snapshot was begun */
+    MM_LINE(snapshot_due); /* CLOCK_MONOTONIC, ns: until then somebody is taken to write one */
+    MM_LINE(snapshots);    /* written in this life */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 19 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 32 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u
@@ -210,7 +260,8 @@ typedef struct mm_segment {
     at_word live;         /* signed bytes in reachable records; only steers */
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
-    at_word spare[3];
+    at_word written;      /* epoch when its last lease ended that is no slot's any more: CAS-max */
+    at_word spare[2];
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
 

@@ -72,6 +72,7 @@ int mm_verify(mm *m, const mm_view *v, mm_result *r)
 int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, mm_result *r)
 {
     *helped = false;
+    if (!mm_head_sound(head)) return mm_corrupt(r, MM_FILE_TABLE, MM_WORDS_OFFSET + pid * 8);
     int rc = mm_look(m, pid, mm_head_address(head), v, r);
     if (rc) return rc;
     if (mm_shape_flags(v->shape) & MM_FLAG_INNER) return mm_corrupt(r, MM_FILE_LOG, v->address);
@@ -83,6 +84,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
     if (rc) return rc;
     at_store_relaxed(w, mm_committed((uint32_t)word));
     at_fence_full();
+    at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch)); /* its author died, or has not said so yet; a flush must cover it */
     at_add_relaxed(&m->g->helped, 1);
     *helped = true;
     return MM_OK;
@@ -98,8 +100,7 @@ int mm_reserve(mm *m, uint64_t bytes, mm_result *r)
         if (ours && l->bump + bytes <= l->end) return MM_OK;
         if (!ours) {
             l->live = 0;
-            l->previous = l->start;
-            l->filled = l->bump - l->start;
+            mm_lease_ended(m);
             l->start = 0;
         }
     }

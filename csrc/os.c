@@ -2,12 +2,17 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 #include "internal.h"
 
@@ -39,6 +44,18 @@ int mm_os_grow(int fd, uint64_t from, uint64_t to)
     }
 }
 
+/* Where the next byte at or behind `from` is that is no hole; all ones: none. */
+uint64_t mm_os_data(int fd, uint64_t from)
+{
+#ifdef SEEK_DATA
+    off_t at = lseek(fd, (off_t)from, SEEK_DATA); /* nobody reads this descriptor by position */
+    return at < 0 ? (errno == ENXIO ? UINT64_MAX : from) : (uint64_t)at;
+#else
+    (void)fd;
+    return from;
+#endif
+}
+
 /* Maps pages for writing ahead of the first store; only saves faults. */
 void mm_os_touch(void *p, uint64_t n)
 {
@@ -54,6 +71,37 @@ int mm_os_sync(int fd)
 {
     if (MM_POINT_FAILS()) return EIO;
     return fdatasync(fd) ? errno : 0;
+}
+
+uint64_t mm_os_monotonic(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void mm_os_yield(void) { sched_yield(); }
+
+/* Waits are bounded, so a lost wake-up, or none at all where there is no futex, costs time and nothing else.  A futex is a 32-bit word;
+ * the low half of a little-endian 64-bit one is its first. */
+void mm_os_wait(at_word *w, uint64_t seen, uint64_t ns)
+{
+    struct timespec t = { (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) };
+#ifdef __linux__
+    syscall(SYS_futex, w, FUTEX_WAIT, (uint32_t)seen, &t, NULL, 0);
+#else
+    if (ns > 200000) t = (struct timespec){ 0, 200000 };
+    if ((uint32_t)at_load_acquire(w) == (uint32_t)seen) nanosleep(&t, NULL);
+#endif
+}
+
+void mm_os_wake(at_word *w)
+{
+#ifdef __linux__
+    syscall(SYS_futex, w, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+#else
+    (void)w;
+#endif
 }
 
 uint64_t mm_os_size(int fd)

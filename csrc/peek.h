@@ -9,8 +9,11 @@
 
 #include "internal.h"
 
-/* True while the attachment may be peeked at: not closed, and not inherited by a fork. */
-static inline bool mm_peek_safe(const mm *m) { return m && !(pv_load_relaxed(&m->busy) & MM_CLOSING) && *m->alive == MM_ALIVE; }
+/* True while the attachment may be peeked at: not closed, not inherited by a fork, and no sync has failed. */
+static inline bool mm_peek_safe(const mm *m)
+{
+    return m && !(pv_load_relaxed(&m->busy) & MM_CLOSING) && *m->alive == MM_ALIVE && !at_load_relaxed(&m->g->failed);
+}
 
 /* The page's head word; 0 when the page lies outside what this process knows of the table. */
 static inline uint64_t mm_peek_head(const mm *m, uint64_t pid)

@@ -176,7 +176,7 @@ int mm_get_stats(mm *m, mm_stats *s)
 {
     uint32_t pin;
     memset(s, 0, sizeof *s);
-    int rc = mm_enter(m, &pin, NULL);
+    int rc = mm_enter_failed(m, &pin, NULL);
     if (rc) return rc;
     pthread_mutex_lock(&m->publish);
     s->oldest_pin = mm_oldest_pin(m);

@@ -201,7 +201,7 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
-    for (uint32_t i = 0; !rc && i < mark.count && i < MM_MARK_LEASES; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+    for (uint32_t i = 0; !rc && i < mark.count; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
     for (uint64_t i = 0; !rc && i < s->found; i++) {
         if (!s->leases[i].counts || !s->leases[i].previous) continue;
         rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);

@@ -224,14 +224,21 @@ static void announce_again(mm *m)
     at_store_release(&m->slot->lease_fill, l->start ? l->bump - l->start : l->filled);
 }
 
+/* The lease is no slot's any more: until a flush begins after this, its segment holds bytes that no sync covers (flush.c, C15). */
+void mm_lease_ended(mm *m)
+{
+    mm_lease *l = &m->lease;
+    l->previous = l->start;
+    l->filled = l->bump - l->start;
+    at_max_release(&m->segments[l->segment].written, at_load_acquire(&m->g->epoch));
+}
+
 static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks)
 {
     mm_lease *l = &m->lease;
     mm_account_flush(m);
-    if (l->start) {
-        l->previous = l->start;
-        l->filled = l->bump - l->start;
-    }
+    if (l->start) mm_lease_ended(m);
+    at_add_relaxed(&m->g->log_taken, blocks * MM_BLOCK);
     l->start = (n << m->segment_shift) + first * MM_BLOCK;
     l->end = l->start + blocks * MM_BLOCK;
     l->segment = (uint32_t)n;

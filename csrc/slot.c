@@ -21,6 +21,10 @@ static void reap(mm *m, uint32_t i)
     mm_segment_abandon(m, i);
     for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);
+    /* What it published last may have been seen and be in no flush; a sync of its own may have failed and told only it (C15). */
+    if (at_load_relaxed(&s->announce)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
+    if (at_load_relaxed(&s->syncing)) at_max_release(&m->g->suspect, at_load_relaxed(&s->syncing));
+    at_store_relaxed(&s->syncing, 0);
     at_store_relaxed(&s->announce, 0); /* its last lease stays announced: the next owner's first lease names it */
     at_store_relaxed(&m->g->sweep, 0); /* its private page-id candidates are hints that were lost */
     at_add_relaxed(&m->g->reaped, 1);
@@ -70,6 +74,10 @@ int mm_reap_all(mm *m, uint64_t *reaped)
  * a lease and beginning it leaves the one before. */
 static void inherit_lease(mm *m, const mm_slot *s)
 {
+    mm_result ignored;
+    uint64_t last_lease = at_load_relaxed(&s->lease);
+    mm_segment *g = last_lease ? mm_segment_of(m, last_lease, &ignored) : NULL;
+    if (g) at_max_release(&g->written, at_load_acquire(&m->g->epoch));
     uint64_t fill = at_load_relaxed(&s->lease_fill), last = at_load_relaxed(&s->last_fill);
     m->lease.previous = fill ? at_load_relaxed(&s->lease) : last ? at_load_relaxed(&s->last_lease) : 0;
     m->lease.filled = fill ? fill : last;
@@ -96,6 +104,7 @@ static int try_claim(mm *m, uint32_t i, mm_result *r)
     at_store_relaxed(&s->operations, 0);
     at_store_relaxed(&s->conflicts, 0);
     inherit_lease(m, s);
+    m->born = at_load_acquire(&m->g->epoch); /* `log` was opened before */
     at_store_release(&s->state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);
     m->slot = s;
     return MM_OK;
@@ -160,7 +169,9 @@ static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
     return rc;
 }
 
-int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch)
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch) { return at_load_relaxed(&m->g->failed) ? MM_FAILED : mm_enter_failed(m, pin, epoch); }
+
+int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch)
 {
     if (*m->alive != MM_ALIVE) return MM_FORKED;
     uint64_t busy = pv_load_relaxed(&m->busy);

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 LASTING = ("config", "log", "marks", "lock", "open.lock")
 VOLATILE = ("control", "table", "ids", "rts")
-FORMAT = 1
+FORMAT = 2
+MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
 MAX_CONFIG = 64 << 20
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
@@ -229,6 +230,8 @@ def create_lasting(path: str) -> None:
     for name in ("log", "marks", "lock"):
         fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
+            if name == "marks":
+                os.ftruncate(fd, MARKS_SIZE)
             if name == "log":
                 check_file_system(fd, path)
                 _no_copy_on_write(fd)

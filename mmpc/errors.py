@@ -148,8 +148,8 @@ def from_status(
     if status == CLOSED:
         return Closed("this handle is closed; open the store again")
     if status == FAILED:
-        why = os.strerror(os_error)
-        return StoreFailed(f"a sync failed ({why}): close the store in every process and open it again")
+        why = f" ({os.strerror(os_error)})" if os_error else ""
+        return StoreFailed(f"a sync failed{why}: close the store in every process and open it again")
     if status == TYPE:
         return FragmentTypeError(f"{page}: the fragment does not fit the materializer or the page's other fragments")
     if status == UNUSABLE:

@@ -18,7 +18,9 @@ STRUCTS = [
     "mm_segment_header",
     "mm_lease_header",
     "mm_record",
-    "mm_mark",
+    "mm_mark_sector",
+    "mm_snapshot_header",
+    "mm_snapshot_entry",
     "mm_identity",
     "mm_globals",
     "mm_slot",
@@ -168,7 +170,7 @@ def store(tmp_path: Path) -> Path:
 def test_files(store: Path) -> None:
     names = {cells[0].strip("`") for cells in rows("The files of a store")}
     assert {path.name for path in store.iterdir()} <= names
-    assert names - {path.name for path in store.iterdir()} <= {"open.lock"}
+    assert names - {path.name for path in store.iterdir()} <= {"open.lock", "snapshot-B"}
     assert store.stat().st_mode & 0o777 == 0o700
 
 
@@ -247,12 +249,15 @@ def test_marks(store: Path) -> None:
     config, marks = ((store / name).read_bytes() for name in ("config", "marks"))
     uuid = part("config", config, 0, "uuid")
     epochs = []
-    for at in range(0, len(marks), 4096):
-        if part("mm_mark", marks, at, "magic") != b"MMPCmark":
+    assert len(marks) == 8 << 20
+    for at in range(0, len(marks), 512):
+        if not any(marks[at : at + 512]):
             continue
-        assert number("mm_mark", marks, at, "crc") == crc(marks[at + 12 : at + 4096], crc(uuid))
-        assert 2 * number("mm_mark", marks, at, "slot") + number("mm_mark", marks, at, "block") == at // 4096
-        epochs.append(number("mm_mark", marks, at, "epoch"))
+        assert part("mm_mark_sector", marks, at, "magic") == b"MMPCmark"
+        assert number("mm_mark_sector", marks, at, "crc") == crc(marks[at + 12 : at + 512], crc(uuid))
+        assert 16 * number("mm_mark_sector", marks, at, "slot") + number("mm_mark_sector", marks, at, "place") == at // 512
+        epochs.append(number("mm_mark_sector", marks, at, "epoch"))
+    assert len(epochs) % 8 == 0
     with mmpc.open(store, mmpc.Append()) as pages:
         assert max(epochs) == pages.stable_lsn
 

@@ -1,0 +1,140 @@
+/* marks.c - how far the log is durable: written by flushes, read by recoveries.
+ *
+ * A slot has two blocks of eight sectors.  A mark goes over the block with the smaller epoch, one flush of a slot at a time, and a new
+ * owner of a slot first makes durable what its predecessor may have written and not synced, so the newest mark is never the one that is
+ * overwritten (model: marks.pml).
+ *
+ * A mark is written after the log was synced.  So any whole sector of it proves its epoch, whether the write was torn or another sector
+ * was damaged later.  Only a block that has bytes and no whole sector hides what it said: that is MM_CORRUPT.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct mark_block { mm_mark_sector sectors[MM_MARK_SECTORS]; } mark_block;
+_Static_assert(sizeof(mark_block) == MM_BLOCK, "a block of marks");
+
+static uint64_t block_offset(uint32_t slot, uint32_t block) { return ((uint64_t)slot * 2 + block) * MM_BLOCK; }
+
+static uint32_t sector_crc(const mm_mark_sector *s, const uint8_t *uuid)
+{
+    return crc32c_extend(crc32c_extend(0, uuid, 16), (const uint8_t *)s + 12, sizeof *s - 12);
+}
+
+static bool zero(const void *p, uint64_t n)
+{
+    const uint8_t *b = p;
+    for (uint64_t i = 0; i < n; i++)
+        if (b[i]) return false;
+    return true;
+}
+
+static bool sector_whole(const mm_config *c, const mm_mark_sector *s, uint32_t slot, uint32_t place)
+{
+    return s->magic == MM_MARK_MAGIC && s->slot == slot && s->place == place && s->count <= MM_SECTOR_LEASES && s->crc == sector_crc(s, c->uuid);
+}
+
+/* The mark of a block: the leases of those sectors that have its newest epoch.  Epoch 0: it has no whole sector. */
+static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32_t block, mm_mark *k)
+{
+    k->epoch = 0;
+    k->count = 0;
+    for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
+        const mm_mark_sector *s = &b->sectors[i];
+        if (!sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || s->epoch < k->epoch) continue;
+        if (s->epoch > k->epoch) k->count = 0;
+        k->epoch = s->epoch;
+        memcpy(k->leases + k->count, s->leases, s->count * sizeof *s->leases);
+        k->count += s->count;
+    }
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------------- */
+
+static void encode(const mm *m, const mm_mark *k, mark_block *b)
+{
+    memset(b, 0, sizeof *b);
+    for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
+        mm_mark_sector *s = &b->sectors[i];
+        uint32_t from = i * MM_SECTOR_LEASES, n = k->count > from ? k->count - from : 0;
+        *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .count = n < MM_SECTOR_LEASES ? n : MM_SECTOR_LEASES, .epoch = k->epoch,
+                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i };
+        memcpy(s->leases, k->leases + from, s->count * sizeof *s->leases);
+        s->crc = sector_crc(s, m->config.uuid);
+    }
+}
+
+/* What a former owner wrote may not be on the disk: it died before its sync, or its sync failed and the kernel calls the page clean.
+ * Writing the same bytes again makes it dirty; then one sync. */
+static int settle(mm *m, const mark_block *b)
+{
+    int e = mm_os_write_at(m->config.marks, b, 2 * sizeof *b, block_offset(m->slot_index, 0));
+    return e ? e : mm_os_sync(m->config.marks);
+}
+
+int mm_mark_prepare(mm *m)
+{
+    if (m->mark_ready) return 0;
+    uint64_t at = block_offset(m->slot_index, 0);
+    mark_block b[2];
+    mm_mark k[2];
+    int e = mm_os_grow(m->config.marks, at, at + sizeof b);
+    if (!e) e = mm_os_read_at(m->config.marks, b, sizeof b, at);
+    if (e) return e < 0 ? EIO : e;
+    if (!zero(b, sizeof b)) e = settle(m, b);
+    if (e) return e;
+    for (uint32_t i = 0; i < 2; i++) judge(&m->config, &b[i], m->slot_index, i, &k[i]);
+    m->mark_block = k[0].epoch > k[1].epoch;
+    m->mark_ready = 1;
+    return 0;
+}
+
+int mm_mark_write(mm *m, const mm_mark *k)
+{
+    mark_block b;
+    encode(m, k, &b);
+    int e = mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block));
+    if (!e) e = mm_os_sync(m->config.marks);
+    if (!e) m->mark_block ^= 1;
+    return e;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------------- */
+
+static int look(const mm_config *c, uint32_t slot, uint32_t block, mm_mark *newest, uint64_t *hidden)
+{
+    mark_block b;
+    mm_mark k;
+    int e = mm_os_read_at(c->marks, &b, sizeof b, block_offset(slot, block));
+    if (e) return e;
+    judge(c, &b, slot, block, &k);
+    if (k.epoch > newest->epoch) *newest = k;
+    if (k.epoch == 0 && !zero(&b, sizeof b) && *hidden == UINT64_MAX) *hidden = block_offset(slot, block);
+    return 0;
+}
+
+/* The newest mark (epoch 0: none was ever made).  MM_CORRUPT: the file was cut, or a block hides what it said. */
+int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
+{
+    uint64_t hidden = UINT64_MAX, size = mm_os_size(c->marks);
+    memset(newest, 0, sizeof *newest);
+    if (size != MM_MARKS_SIZE) return mm_corrupt(r, MM_FILE_MARKS, size < MM_MARKS_SIZE ? size : MM_MARKS_SIZE);
+    for (uint64_t at = 0; at < size;) {
+        uint64_t data = mm_os_data(c->marks, at); /* holes are most of it */
+        if (data >= size) break;
+        at = data / MM_BLOCK * MM_BLOCK;
+        int e = look(c, (uint32_t)(at / MM_BLOCK / 2), (uint32_t)(at / MM_BLOCK % 2), newest, &hidden);
+        if (e) return e < 0 ? mm_corrupt(r, MM_FILE_MARKS, at) : mm_os_failed(r, e);
+        at += MM_BLOCK;
+    }
+    return hidden != UINT64_MAX ? mm_corrupt(r, MM_FILE_MARKS, hidden) : MM_OK;
+}
+
+int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r)
+{
+    mm_mark k;
+    int rc = mm_mark_newest(c, &k, r);
+    *epoch = k.epoch;
+    return rc;
+}
