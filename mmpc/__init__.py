@@ -1,6 +1,7 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+from ._findings import Problem
 from .errors import (
     Closed,
     CollectionNotFound,
@@ -20,6 +21,7 @@ from .errors import (
 from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
 from .pagecache import PageCache, Stats, open
 from .tx import Tx
+from .verify import Report, verify
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,8 @@ __all__ = [
     "PageFreed",
     "PageNotFound",
     "PagePtr",
+    "Problem",
+    "Report",
     "Stats",
     "StoreBusy",
     "StoreFailed",
@@ -54,4 +58,5 @@ __all__ = [
     "Union",
     "Unsupported",
     "open",
+    "verify",
 ]
