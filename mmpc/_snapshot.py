@@ -61,6 +61,19 @@ def remove_temporary(path: str) -> None:
             _files.remove_file(os.path.join(path, name))
 
 
+def keep_only(path: str, name: str | None) -> None:
+    """Removes all snapshots but one, durably.
+
+    A head that nobody committed or saw counts with its snapshot and is not found without it. So what a recovery
+    passed over must not be used by a later one.
+    """
+    others = [n for n in found(path) if n != name]
+    for other in others:
+        _files.remove_file(os.path.join(path, other))
+    if others:
+        _files.sync_directory(path)
+
+
 class Chosen:
     """A snapshot that holds, open for reading."""
 
