@@ -53,7 +53,9 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
     uint64_t head = at_load_relaxed(&s->m->table[pid]);
     if (head) {
         const mm_record *now = (const mm_record *)(s->m->log + mm_head_address(head));
-        if (now->version >= rec->version) return MM_OK;
+        /* Of two that are equal the one that was read wins: a snapshot may name a record that nobody committed or saw, and that a
+         * recovery without that snapshot did not find. */
+        if (now->version > rec->version) return MM_OK;
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);

@@ -229,18 +229,21 @@ def boot_id() -> bytes:
 
 
 def make_directory(path: str) -> None:
-    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or
-    empty.
+    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or empty.
+
+    The names of the directory, and of the parents that were missing, are durable on return.
     """
-    parent = os.path.dirname(path)
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-        sync_directory(parent or ".")
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise errors.IncompatibleStore(f"{path!r} exists and is not a directory") from None
+    missing = [path]
+    while not os.path.isdir(parent := os.path.dirname(missing[-1])) and parent != missing[-1]:
+        missing.append(parent)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700 if directory == path else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
+        if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
+            sync_directory(os.path.dirname(directory))
     foreign = sorted(n for n in os.listdir(path) if not belongs(n))
     if foreign:
         raise errors.IncompatibleStore(
