@@ -14,7 +14,7 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
-    bool counts, followed;                   /* holds a record that counts; so does the lease of its slot that came next */
+    bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
 } found_lease;
 
 typedef struct scan {
@@ -261,8 +261,21 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* Below a fill that the newest mark lists, and in the lease that came before one with a record that counts (its author had seen all of it),
- * every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
+ * holds nothing is no end of it: its owner died, or lost, before it published. */
+static int require_before(const scan *s, found_lease *l)
+{
+    int rc = MM_OK;
+    while (!rc && l && l->previous && !l->behind) {
+        l->behind = true;
+        rc = require(s, l->previous, l->filled, &l);
+        if (!rc && l) l->followed = true;
+    }
+    return rc;
+}
+
+/* Below a fill that the newest mark lists, and in the leases that came before those, every record must be whole: a bad one there is damage,
+ * not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -270,12 +283,14 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
-    for (uint32_t i = 0; !rc && i < mark.count; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-    for (uint64_t i = 0; !rc && i < s->found; i++) {
-        if (!s->leases[i].counts || !s->leases[i].previous) continue;
-        rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);
-        if (!rc && l) l->followed = true;
+    for (uint32_t i = 0; !rc && i < mark.count; i++) {
+        rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+        if (rc || !l) continue;
+        l->counts = true;
+        rc = require_before(s, l);
     }
+    for (uint64_t i = 0; !rc && i < s->found; i++)
+        if (s->leases[i].counts) rc = require_before(s, &s->leases[i]);
     return rc;
 }
 

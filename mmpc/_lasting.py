@@ -159,14 +159,12 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             marks.durable, marks.leases = epoch, []
         if epoch == marks.durable:
             marks.leases += leases
-    if bad and not epochs:
+    if bad and not epochs and len(bad) == MARK_SECTORS:
         marks.hidden = True
         findings.damage("marks", at, "no sector of this block is whole: what its mark said is lost")
     else:
         for place in bad:
-            findings.warn("marks", place, "this sector of a mark is damaged; others say the same")
-    if epochs and len(epochs) + len(bad) < MARK_SECTORS:
-        findings.warn("marks", at, "a block has sectors that say nothing beside those of a mark")
+            findings.warn("marks", place, "this sector of a mark is damaged; it is not the only one")
 
 
 def _sector(data: bytes, place: int, seed: int) -> tuple[int, list[tuple[int, int]]] | None:

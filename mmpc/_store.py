@@ -253,7 +253,8 @@ def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
                 old.open(options.path, (name,))
             except FileNotFoundError:
                 pass
-        old.fds["log"] = os.dup(files.get("log"))
+        for name in ("log", "marks"):
+            old.fds[name] = os.dup(files.get(name))
         c = _core_config(config, options, old)
         rc = lib.mm_identity_check(c, r)
         if rc == errors.OK:
