@@ -20,6 +20,7 @@ from .errors import (
 )
 from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
 from .pagecache import PageCache, Stats, open
+from .salvage import Salvaged, salvage
 from .tx import Tx
 from .verify import Report, verify
 
@@ -50,6 +51,7 @@ __all__ = [
     "PagePtr",
     "Problem",
     "Report",
+    "Salvaged",
     "Stats",
     "StoreBusy",
     "StoreFailed",
@@ -58,5 +60,6 @@ __all__ = [
     "Union",
     "Unsupported",
     "open",
+    "salvage",
     "verify",
 ]

@@ -63,16 +63,19 @@ def _add_check(commands: Any) -> None:
         metavar="DIR",
         help="write what can be saved into a new store in DIR, which is empty or does not exist; list what cannot",
     )
+    check.add_argument("--materializer", metavar="NAME", help="with --salvage, where 'config' is lost: the store's")
     check.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    with Bar("checking") as bar:
-        report = mmpc.verify(options.path, progress=bar)
     saved = None
-    if options.salvage is not None:
+    if options.salvage is None:
+        with Bar("checking") as bar:
+            report = mmpc.verify(options.path, progress=bar)
+    else:
         with Bar("salvaging") as bar:
-            saved = mmpc.salvage(options.path, options.salvage, progress=bar)
+            saved = mmpc.salvage(options.path, options.salvage, materializer=options.materializer, progress=bar)
+        report = saved.before
     if options.json:
         found = report.as_dict() | ({} if saved is None else {"salvage": saved.as_dict()})
         print(json.dumps(found))

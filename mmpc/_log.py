@@ -11,7 +11,7 @@ import os
 from array import array
 from bisect import bisect_left
 
-from ._findings import Findings
+from ._findings import Findings, Problem
 from ._layout import (
     ADDRESS_MASK,
     BASE,
@@ -269,10 +269,15 @@ class Log:
             self.standings[index],
         )
 
+    def index_of(self, address: int) -> int | None:
+        """The index of the record at an address, if it was read."""
+        index = bisect_left(self.addresses, address)
+        return index if index < len(self.addresses) and self.addresses[index] == address else None
+
     def find(self, address: int) -> Record | None:
         """The whole record at an address, read again if it was not there when its lease was read."""
-        index = bisect_left(self.addresses, address)
-        if index < len(self.addresses) and self.addresses[index] == address:
+        index = self.index_of(address)
+        if index is not None:
             return self.record(index)
         if address not in self._late:
             self._late[address] = self._look(address)
@@ -315,27 +320,32 @@ class Log:
 
     # ---- judging pages
 
-    def judge_chain(self, record: Record) -> bool:
-        """Whether the chain under a record is intact; what is not becomes damage."""
-        damage, page = self.findings.damage, record.page
+    def judge_chain(self, record: Record) -> None:
+        """What is wrong with the chain under a record becomes damage."""
+        found = self.chain(record)
+        if isinstance(found, Problem):
+            self.findings.damage(found.file, found.offset, found.message, found.page)
+
+    def chain(self, record: Record) -> list[Record] | Problem:
+        """The chain under a record, newest first, or the first thing that is wrong with it."""
+        page, chain = record.page, [record]
         while True:
             wrong = self._wrong_in(record)
             if wrong is not None:
-                damage("log", record.address, wrong, page)
-                return False
+                return Problem("log", record.address, wrong, page)
             if record.kind in (BASE, FREE):
-                return True
+                return chain
             older = self.find(record.prev)
             if older is None:
-                damage("log", record.prev, f"the record that the one at {record.address} continues is damaged", page)
-                return False
+                what = f"the record that the one at {record.address} continues is damaged"
+                return Problem("log", record.prev, what, page)
             fits = older.page == page and older.depth + 1 == record.depth and older.version < record.version
             if not fits or older.kind == FREE:
-                damage("log", record.address, f"does not continue the record at {older.address}", page)
-                return False
+                return Problem("log", record.address, f"does not continue the record at {older.address}", page)
             if older.standing == SCRATCH:
-                damage("log", older.address, f"is not committed, but the record at {record.address} continues it", page)
-                return False
+                what = f"is not committed, but the record at {record.address} continues it"
+                return Problem("log", older.address, what, page)
+            chain.append(older)
             record = older
 
     def _wrong_in(self, record: Record) -> str | None:

@@ -260,6 +260,14 @@ def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
+        known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
+        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+            raise errors.CorruptionError(
+                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
+                "than it was (if it was put back on purpose, remove 'control')",
+                file="marks",
+                offset=0,
+            )
         must(lib.mm_identity_clear(c, r), r)
         return not trusted
 

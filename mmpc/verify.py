@@ -233,14 +233,18 @@ class Check:
         self.log: Log | None = None
         self.snapshots: list[Snapshot] = []
         self.same_boot = False
+        self.control: _volatile.Control | None = None
 
-    def run(self) -> None:
+    def run(self, config: Config | None = None) -> None:
+        """Reads everything; `config`: what to go by where the store's own cannot be read."""
         files, findings = self.files, self.findings
         try:
             config = self.config = find_config(files, findings)
         except errors.CorruptionError as e:
-            findings.damage("config", e.offset or 0, f"{e}: nothing else can be judged")
-            return
+            findings.damage("config", e.offset or 0, f"{e}" if config else f"{e}: nothing else can be judged")
+            self.config = config
+            if config is None:
+                return
         self._directory()
         for name in files.snapshots():  # before the marks: their epochs are marks that were made
             snapshot = read_snapshot(name, files.fds[name], config, findings)
@@ -249,7 +253,7 @@ class Check:
         self.marks = self._read_marks(findings)
         if "log" not in files.fds:
             return
-        control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
+        control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
         limit = _EVERY_TIME if control.of_this_boot else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
