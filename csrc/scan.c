@@ -45,6 +45,31 @@ static bool colour_counts(const scan *s, uint64_t colour)
     return true;
 }
 
+static uint64_t segment_end(const scan *s, uint64_t n)
+{
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    return end < s->size ? end : s->size;
+}
+
+/* The record at `at`, if it is whole: its span, else 0. */
+static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
+{
+    if (at + MM_RECORD_HEADER > end) return 0;
+    const mm_record *rec = (const mm_record *)(s->m->log + at);
+    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    *word = at_load_relaxed(&rec->crc_commit);
+    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
+    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
+    return span;
+}
+
+/* The head of a snapshot is compared by its version: damaged, it must not give way to an older record that was read. */
+static bool head_whole(const scan *s, uint64_t address)
+{
+    uint64_t n = address >> s->m->segment_shift, word;
+    return whole_record(s, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
+}
+
 static int apply(scan *s, uint64_t address, const mm_record *rec)
 {
     uint64_t pid = mm_record_pid(rec);
@@ -54,6 +79,7 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
     if (head) {
         const mm_record *now = (const mm_record *)(s->m->log + mm_head_address(head));
         if (now->version >= rec->version) return MM_OK;
+        if (s->snapshot >= 0 && !head_whole(s, mm_head_address(head))) return mm_corrupt(s->r, MM_FILE_LOG, mm_head_address(head));
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);
@@ -82,18 +108,6 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
     }
     s->report->discarded++;
     return MM_OK;
-}
-
-/* The record at `at`, if it is whole: its span, else 0. */
-static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
-{
-    if (at + MM_RECORD_HEADER > end) return 0;
-    const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
-    *word = at_load_relaxed(&rec->crc_commit);
-    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
-    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
-    return span;
 }
 
 static int note_lease(scan *s, uint64_t at)
@@ -147,12 +161,6 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-static uint64_t segment_end(const scan *s, uint64_t n)
-{
-    uint64_t end = (n + 1) << s->m->segment_shift;
-    return end < s->size ? end : s->size;
-}
-
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
 static void adopt_segment(scan *s, uint64_t n)
 {
@@ -199,7 +207,9 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
     if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
     if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    if (mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) == s->entries[n].word >> 32) return MM_OK;
+    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
+    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
+    if (mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
     *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
