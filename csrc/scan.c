@@ -269,8 +269,23 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* Below a fill that the newest mark lists, and in the lease that came before one with a record that counts (its author had seen all of it),
- * every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* All of the lease before this one was in memory when this one began.  If that one holds nothing that counts, as when its owner died at
+ * once, so was all of the one before it. */
+static int require_previous(const scan *s, const found_lease *l)
+{
+    found_lease *before;
+    for (int rc; l->previous; l = before) {
+        rc = require(s, l->previous, l->filled, &before);
+        if (rc || !before) return rc;
+        bool done = before->counts || before->followed;
+        before->followed = true;
+        if (done) break;
+    }
+    return MM_OK;
+}
+
+/* Below a fill that the newest mark lists, and in the leases that came before it or before one with a record that counts (its author had seen
+ * all of it), every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -278,12 +293,12 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
-    for (uint32_t i = 0; !rc && i < mark.count; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-    for (uint64_t i = 0; !rc && i < s->found; i++) {
-        if (!s->leases[i].counts || !s->leases[i].previous) continue;
-        rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);
-        if (!rc && l) l->followed = true;
+    for (uint32_t i = 0; !rc && i < mark.count; i++) {
+        rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+        if (!rc && l) l->counts = true; /* also when it holds nothing that does: it had begun */
     }
+    for (uint64_t i = 0; !rc && i < s->found; i++)
+        if (s->leases[i].counts) rc = require_previous(s, &s->leases[i]);
     return rc;
 }
 
