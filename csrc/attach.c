@@ -225,7 +225,8 @@ static int sizes_hold(mm *m, mm_result *r)
     if (mm_os_size(m->config.control) < MM_CONTROL_FRESH) return mm_corrupt(r, MM_FILE_CONTROL, mm_os_size(m->config.control));
     at_word *head;
     int rc = mm_head(m, 0, &head, r); /* compares the table's size */
-    return rc == MM_NOPAGE ? mm_corrupt(r, MM_FILE_TABLE, 0) : rc;
+    if (rc) return rc == MM_NOPAGE ? mm_corrupt(r, MM_FILE_TABLE, 0) : rc;
+    return mm_log_whole(m, r);
 }
 
 static int measure_and_claim(mm *m, void *args, mm_result *r)

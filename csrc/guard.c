@@ -236,8 +236,8 @@ void mm_last_fault(const mm *m, mm_result *r)
  * allocated, or blames the log, the files that it looked things up in are measured. */
 int mm_measure(mm *m, mm_result *r)
 {
-    uint64_t control = mm_os_size(m->config.control), table = mm_os_size(m->config.table);
     uint64_t segments = at_load_acquire(&m->g->segments), pages = at_load_acquire(&m->g->table_pages);
+    uint64_t control = mm_os_size(m->config.control), table = mm_os_size(m->config.table); /* after what is published: files grow first */
     if (control < MM_CONTROL_FRESH || (segments <= MM_MAX_SEGMENTS && control < MM_CONTROL_SEGMENTS + segments * sizeof(mm_segment)))
         return mm_corrupt(r, MM_FILE_CONTROL, control);
     if (pages <= m->table_capacity && table < MM_WORDS_OFFSET + pages * 8) return mm_corrupt(r, MM_FILE_TABLE, table);

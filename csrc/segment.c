@@ -37,8 +37,8 @@ static int segments_refresh(mm *m, mm_result *r)
 
 int mm_log_whole(mm *m, mm_result *r)
 {
-    uint64_t size = mm_os_size(m->config.log);
-    return at_load_acquire(&m->g->log_size) > size ? mm_corrupt(r, MM_FILE_LOG, size) : MM_OK;
+    uint64_t published = at_load_acquire(&m->g->log_size), size = mm_os_size(m->config.log); /* in this order: the file grows first */
+    return published > size ? mm_corrupt(r, MM_FILE_LOG, size) : MM_OK;
 }
 
 /* The growth step: small stores stay small, large ones grow a segment at a time. */
