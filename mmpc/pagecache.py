@@ -311,6 +311,8 @@ class PageCache(Verbs[T]):
             self._consolidate(pid)
             return
         _pid, head, wts, lsn, length, offset, file, os_error = result
+        if status == errors.CORRUPT and not file:
+            raise self._attachment.damage()
         if status == errors.CONFLICT:
             key = PagePtr(pid, head, wts, lsn)
             raise errors.Conflict(
