@@ -1,4 +1,4 @@
-"""flush, make_stable, stable_lsn, last_lsn and flush_every_ms: what they return, what they cover, whom they wait for."""
+"""flush, make_stable, stable_lsn, last_lsn, flush_every_ms: what they return, what they cover, whom they wait for."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_looking_makes_nothing_dirty(store: Store) -> None:
 
 
 def test_every_verb_that_writes_is_covered_by_the_next_flush(store: Store) -> None:
-    pid, key = store.allocate([0])
+    pid, _ = store.allocate([0])
     freed, free_key = store.allocate([0])
     verbs: list[Callable[[], Any]] = [
         lambda: store.append(pid, [1]),

@@ -1,19 +1,16 @@
-"""Recovery: what comes back after the death of all, after power losses, after deaths inside recoveries, again and again.
+"""Recovery: what comes back after the death of all, after power losses, after deaths inside recoveries, and again.
 
-`Lives` runs a store through lives, each a child that ends by SIGKILL, and compares every page with a dict at each start. One
-process at a time writes, so what comes back is exact: all of it without a power loss, what was flushed last after one.
+`Lives` runs a store through lives, each a child that ends by SIGKILL, and compares every page with a dict at each start.
+One process at a time writes, so what comes back is exact: all of it without a power loss, else what was flushed last.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +19,7 @@ import pytest
 
 import mmpc
 from support import loss
-from support.children import Child, Children, Gate
+from support.children import Children
 from support.sealed import numbers, seal
 
 Open = Callable[..., mmpc.PageCache[Any]]

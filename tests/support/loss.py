@@ -1,7 +1,7 @@
 """Power losses, imitated with copies of a store's files.
 
-A copy has other inodes, so it counts as another boot. `Disk` keeps what the newest sync made certain; `Disk.after_loss` mixes
-it, sector by sector, with what was written since: any subset of unsynced sectors may have reached a device.
+A copy has other inodes, so it counts as another boot. `Disk` keeps what the newest sync made certain;
+`Disk.after_loss` mixes it, sector by sector, with what was written since: any subset of it may have reached a device.
 """
 
 from __future__ import annotations
