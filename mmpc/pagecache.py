@@ -520,8 +520,14 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    failed: Exception | None = None
     for handle in list(_handles):
-        handle.close()
+        try:
+            handle.close()
+        except (errors.MmpcError, OSError) as e:
+            failed = e  # the other stores are closed all the same
+    if failed is not None:
+        raise failed
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
