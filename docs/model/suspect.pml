@@ -68,6 +68,9 @@ proctype Process(byte me)
     if
     :: me == 0 -> born = 1                                      /* attached before all that follows */
     :: me != 0 ->
+#ifdef FOUR
+        if :: me == 3 -> (kills == KILLS && syncing[0] == 0 && syncing[1] == 0) :: else fi;
+#endif
 #ifdef BORN_FIRST
         born = epoch;
 #endif
@@ -158,5 +161,7 @@ proctype Writer() { byte n; do :: n < WRITES -> d_step { mem++; all++; dirty = 1
 init { atomic { run Process(0); run Process(1); run Process(2);
 #ifdef FOUR
     run Process(3);
+#else
+    run Kernel();
 #endif
-    run Reaper(); run Kernel(); run Writer() } }
+    run Reaper(); run Writer() } }
