@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import mmpc
@@ -38,9 +39,9 @@ _prctl = ctypes.CDLL(None).prctl
 
 
 class Forked:
-    """A child at work on a case; `reports` is what it said."""
+    """A child at work on a case; `reports` is what it said. It calls `arm` before the operations that matter."""
 
-    def __init__(self, world: World, case: Case, n: int, action: int) -> None:
+    def __init__(self, world: World, case: Case, arm: Callable[[], object]) -> None:
         ours, theirs = os.pipe()
         self.fd, self.reports, self.status = ours, [], 0
         self._rest = b""
@@ -48,7 +49,7 @@ class Forked:
         if self.pid == 0:
             _prctl(1, signal.SIGKILL)
             os.close(ours)
-            _work(world, case, n, action, theirs)
+            _work(world, case, arm, theirs)
         os.close(theirs)
         os.set_blocking(ours, False)
 
@@ -56,8 +57,11 @@ class Forked:
         """`stopped`, `killed` or `done`."""
         _pid, self.status = os.waitpid(self.pid, os.WUNTRACED)
         self._read()
-        if os.WIFSTOPPED(self.status):
-            return "stopped"
+        return "stopped" if os.WIFSTOPPED(self.status) else self.over()
+
+    def over(self) -> str:
+        """`killed` or `done`: the child has ended with `status`."""
+        self._read()
         os.close(self.fd)
         if os.WIFSIGNALED(self.status):
             must(
@@ -102,14 +106,14 @@ class Forked:
         return any(r.get("unused") for r in self.reports)
 
 
-def _work(world: World, case: Case, n: int, action: int, fd: int) -> None:
+def _work(world: World, case: Case, arm: Callable[[], object], fd: int) -> None:
     """In the child; never returns."""
     try:
         gc.disable()
         child = Child(world.home, world.p, world.q, world.path)
         for i, op in enumerate(case.ops):
             if i == case.armed:
-                lib.mm_points_arm(n, action)
+                arm()
             try:
                 value = op.run(child)
             except (mmpc.MmpcError, OSError) as e:
@@ -117,12 +121,17 @@ def _work(world: World, case: Case, n: int, action: int, fd: int) -> None:
                 break
             os.write(fd, json.dumps({"value": value if isinstance(value, int) else None}).encode() + b"\n")
         passed = lib.mm_points_passed()
-        unused = lib.mm_sync_fd(-1) == errno.EIO  # a failure that was asked for, and had no growth or sync to hit
+        unused = passed > 0 and lib.mm_sync_fd(-1) == errno.EIO  # a failure that was asked for, and had no growth or sync to hit
         os.write(fd, json.dumps({"end": passed, "unused": unused}).encode() + b"\n")
         os._exit(0)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
+
+
+def armed(n: int, mode: str) -> Callable[[], object]:
+    """What a child calls to be killed, stopped or refused at its n-th access from then on."""
+    return lambda: lib.mm_points_arm(n, ACTIONS[mode])
 
 
 class Driver:
@@ -178,7 +187,7 @@ class Driver:
         at = self.lost_at
         while True:
             at = at or 1
-            child = Forked(world, lost, at, ACTIONS["kill"])
+            child = Forked(world, lost, armed(at, "kill"))
             must(child.wait() == "killed", "no death leaves a record without its commit word")
             if self.lost_at:
                 break
@@ -198,10 +207,13 @@ class Driver:
 
     # ---- one access
 
+    def start(self, world: World, n: int) -> Forked:
+        return Forked(world, self.case, armed(n, self.mode))
+
     def once(self, n: int) -> bool:
         """True when the child got through before its n-th access."""
         world, model = self.prepare()
-        child = Forked(world, self.case, n, ACTIONS[self.mode])
+        child = self.start(world, n)
         end = child.wait()
         if end == "stopped":
             self.beside(world, model, child)
@@ -240,6 +252,8 @@ class Driver:
             )
         self.applied += visible > before
         world.reaped(2)
+        if way == 2:
+            world.lasts(seen)
         if way == 1:
             world.rebuild()
             world.agree(seen, world.checker, world.home)
