@@ -217,7 +217,7 @@ class Driver:
         end = child.wait()
         if end == "stopped":
             self.beside(world, model, child)
-        elif self.case.new_store in ("create", "recover"):
+        elif self.alone:
             world.enter()
         self.hit += end != "done" or (self.mode == "fail" and not child.unused)
         if end != "stopped":

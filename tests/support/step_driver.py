@@ -12,13 +12,13 @@ return (support/stepper.py). The cases and what must hold are those of kill_driv
 
 Every STEP-th place is taken, from an offset that SEED draws. Prints one line of JSON.
 
-Which instructions. Re-running to instruction k costs k steps, so all of them cost n^2 / 2: too much where a region is
-long. But what others can see are the shared mappings and the state of the kernel (files, locks). Between two
+Which instructions. All would be too many where a region is long. But what others can see are the shared mappings and the state of the kernel (files, locks). Between two
 instructions that change one of these, a death or a stop leaves exactly the same: nobody outside can tell the
 instructions apart. A survey runs the case once and compares the mappings after every instruction; a system call counts
 as a change. Then the child is killed right after each change and right before the next one, and at a few random
 instructions between them. That argument is only as good as the comparison, so where a case has at most FEW instructions
-each of them is taken.
+each of them is taken. Another child gets to an instruction at nearly full speed: by a breakpoint near to it that the
+survey has passed only a few times, and by steps from there (stepper.Trace.place).
 """
 
 from __future__ import annotations
@@ -26,41 +26,39 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import platform
 import random
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
 
 from .kill_cases import Case, Model
-from .kill_driver import FAILURES, RENEWED, WATCHDOG, Driver, Forked
-from .kill_world import World, Wrong, another_boot, copy_store, must
+from .kill_driver import FAILURES, WATCHDOG, Driver, Forked
+from .kill_world import World, Wrong, copy_store, must
 from .step_cases import LOST, find
-from .stepper import Entries, Stepper, Watch, trace_me
+from .stepper import Entries, Stepper, Trace, Watch, trace_me
 
-FEW = 4000  # instructions of a case that are all taken
+FEW = 9000  # instructions of a case that are all taken
 BETWEEN = 2  # random instructions taken between two changes
-FAR = 10**9
-Place = tuple[int, int]  # after so many changes so many instructions; changes are -1 where none are counted
+TIMES = 6  # that a slow system call is taken
+LONGEST = 0.002  # seconds after its beginning
+
+# System calls that grow, write, sync or rename a file
+_SLOW = {
+    "x86_64": {18, 74, 75, 77, 82, 285, 316},
+    "aarch64": {38, 46, 47, 68, 82, 83, 276},
+}
+SLOW = _SLOW.get(platform.machine(), set())
 
 
 class Stepped(Forked):
-    """A child that was stepped to a place, and then killed or stopped, unless it ended before."""
+    """A child that is stepped to a place, and then killed or stopped, unless it has ended before."""
 
-    def __init__(self, world: World, case: Case, entries: Entries, watch: Watch | None) -> None:
+    def __init__(self, world: World, case: Case, entries: Entries) -> None:
         super().__init__(world, case, trace_me)
-        self.entries = entries
-        self.stepper = Stepper(self.pid, watch)
-
-    def go(self, place: Place) -> None:
-        changes, instructions = place
-        while self.stepper.changes < changes and not self.stepper.ended:
-            self.stepper.forward(self.entries, FAR)
-        before = self.stepper.changes
-        while instructions > 0 and not self.stepper.ended and self.stepper.changes == before:
-            instructions -= self.stepper.forward(self.entries, instructions)
+        self.stepper = Stepper(self.pid, entries)
 
     def kill(self) -> None:
         if not self.stepper.ended:
@@ -84,9 +82,10 @@ class StepDriver(Driver):
     def __init__(self, mode: str, case: Case, python: bool, directory: str) -> None:
         super().__init__(mode, case, python, directory)
         self.entries = Entries()
-        self.places: list[Place] = []
-        self.instructions = self.changes = self.between = 0
-        self.regions: list[str] = []
+        self.trace = Trace()
+        self.places: list[int] = []
+        self.calls: list[int] = []
+        self.exact = 0  # places where the child stood at the very instruction that the survey had met there
 
     # ---- stores
 
@@ -101,6 +100,7 @@ class StepDriver(Driver):
         crashed.p, crashed.q = world.p, world.q
         copy_store(world.path, crashed.path)
         world.remove()
+        os.environ["MMPC_BOOT_ID"] = f"boot {self.stores}"
         self.world = crashed
         return crashed, model
 
@@ -110,8 +110,8 @@ class StepDriver(Driver):
 
     def leave_uncommitted(self, world: World, model: Model) -> None:
         """A dead process published a fragment of p and did not commit it: killed right after its CAS of the head."""
-        child = Stepped(world, LOST, self.entries, Watch(world.path, ("table",)))
-        child.go((1, 0))
+        child = Stepped(world, LOST, self.entries)
+        child.stepper.until_change(Watch(world.path, ("table",)))
         child.kill()
         must(child.wait() == "killed", "the child did not change the table", child.reports)
         model.named[world.q].append("warm")
@@ -120,34 +120,54 @@ class StepDriver(Driver):
     # ---- places
 
     def survey(self) -> None:
-        """Runs the case once and notes the gaps between changes."""
-        self.drop()
+        """Runs the case once, undisturbed, and decides where to take it."""
+        first = World(os.path.join(self.directory, "first"), self.python)
+        first.enter()  # imports what only an open imports
+        first.remove()
         world, _model = self.prepare()
-        child = Stepped(world, self.case, self.entries, Watch(world.path))
-        gaps = []
-        while not child.stepper.ended:
-            gaps.append(child.stepper.forward(self.entries, FAR))
+        child = Stepped(world, self.case, self.entries)
+        if self.mode in ("kill", "stop"):
+            self.trace = child.stepper.survey(Watch(world.path))
+            self.places = self.instructions()
+        else:
+            while (call := child.stepper.to_call()) is not None:
+                self.calls.append(call)
+            inside = [n for n in range(0, len(self.calls), 2) if self.calls[n] in SLOW]
+            self.places = list(range(len(self.calls))) if self.mode == "calls" else sorted(inside * TIMES)
         must(child.wait() == "done", "the child did not end", child.reports)
         must(child.error is None, "an operation failed", child.reports)
-        self.regions = child.stepper.regions
-        self.instructions, self.changes = child.stepper.steps, child.stepper.changes
         self.drop()
-        if self.instructions <= FEW and self.mode == "kill":
-            self.places = [(-1, k) for k in range(1, self.instructions + 1)]
-            return
-        for changes, gap in enumerate(gaps):
-            inside = random.sample(range(1, gap - 1), min(BETWEEN, gap - 2)) if gap > 2 else []
-            self.places += [(changes, k) for k in sorted({0, gap - 1, *inside})]
+
+    def instructions(self) -> list[int]:
+        """Which instructions are taken: their numbers, from 1 on; 0 is the entry."""
+        n, places = self.trace.steps, {0}
+        if n <= FEW and self.mode == "kill":
+            return list(range(n + 1))
+        for before, change in pairwise([0, *self.trace.changes, n]):
+            places |= {max(change - 1, 0), change}
+            places |= set(random.sample(range(before, change), min(BETWEEN, change - before)))
+        return sorted(places)
 
     def start(self, world: World, n: int) -> Forked:
-        place = self.places[n]
-        watch = Watch(world.path) if place[0] >= 0 else None
-        child = Stepped(world, self.case, self.entries, watch)
-        child.go(place)
-        if self.mode == "kill":
-            child.kill()
+        """A child that was killed or stopped at the n-th place."""
+        at = self.places[n]
+        child = Stepped(world, self.case, self.entries)
+        if self.mode in ("kill", "stop"):
+            child.stepper.go(self.trace.place(at))
+            self.exact += not child.stepper.ended and self.trace.stands_at(at, child.stepper.where())
         else:
+            for _ in range(at + 1):
+                if child.stepper.to_call() is None:
+                    break
+        if self.mode == "inside" and not child.stepper.ended:
+            child.stepper.release()
+            end = time.perf_counter() + random.random() ** 3 * LONGEST
+            while time.perf_counter() < end:
+                pass
+        if self.mode == "stop":
             child.stop()
+        else:
+            child.kill()
         return child
 
     # ---- all places
@@ -176,11 +196,13 @@ def main(mode: str, name: str, directory: str, step: str, seed: str) -> None:
     driver.run(int(step), random.randrange(int(step)))
     answer = {
         "case": name,
-        "instructions": driver.instructions,
-        "changes": driver.changes,
-        "regions": driver.regions,
+        "instructions": driver.trace.steps,
+        "states": len(driver.trace.changes) + 1,
+        "regions": driver.trace.regions,
+        "calls": len(driver.calls),
         "places": len(driver.places),
         "hit": driver.hit,
+        "exact": driver.exact,
         "applied": driver.applied,
         "failures": driver.failures,
     }

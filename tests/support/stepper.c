@@ -24,7 +24,6 @@ typedef struct step_range { const uint8_t *now; uint8_t *before; uint64_t size; 
 typedef struct step_child {
     int64_t pid;
     uint64_t home, frame;  /* of the region: where it returns to, and the stack pointer then */
-    uint64_t changes_kernel; /* count a system call as a change of state that others see */
     int64_t detail;        /* STEP_SIGNAL: its number; STEP_ENDED: the wait status; STEP_LOST: errno; STEP_HIT: of which entry */
 } step_child;
 
@@ -139,17 +138,16 @@ int step_compare(const step_range *ranges, uint64_t n)
     return changed;
 }
 
-/* At most `limit` instructions; *done says how many.  Stops behind the return of the region; with ranges also behind an instruction that
- * changed them, and with changes_kernel behind each system call. */
-int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n, uint64_t *done)
+/* At most `limit` instructions; *done says how many, pcs (or NULL) where each one stood.  Stops behind the return of the region, and with
+ * ranges also behind an instruction that changed them and behind each system call. */
+int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n, uint64_t *pcs, uint64_t *done)
 {
     step_regs r;
-    for (*done = 0; *done < limit;) {
-        int call = 0;
-        if (c->changes_kernel) {
-            if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
-            call = is_syscall((uint64_t)ptrace(PTRACE_PEEKTEXT, (pid_t)c->pid, (void *)(uintptr_t)PC(r), NULL));
-        }
+    *done = 0;
+    if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
+    while (*done < limit) {
+        int call = n && is_syscall((uint64_t)ptrace(PTRACE_PEEKTEXT, (pid_t)c->pid, (void *)(uintptr_t)PC(r), NULL));
+        if (pcs) pcs[*done] = PC(r);
         int e = resumed(c, PTRACE_SINGLESTEP, 5 /* SIGTRAP */);
         if (e) return e;
         ++*done;
@@ -159,6 +157,45 @@ int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n,
         if (changed || call) return STEP_CHANGED;
     }
     return STEP_LIMIT;
+}
+
+/* Full speed to the `times`-th visit of an instruction that is not where the child stands: STEP_HIT, and it has not been executed then. */
+int step_to_pc(step_child *c, uint64_t pc, uint64_t code, uint64_t times)
+{
+    step_regs r;
+    for (uint64_t i = 0; i < times; i++) {
+        int e = i ? resumed(c, PTRACE_SINGLESTEP, 5) : 0;
+        if (!e) e = step_breakpoints(c, &pc, &code, 1, 1);
+        if (!e) e = resumed(c, PTRACE_CONT, 5);
+        if (!e) e = step_breakpoints(c, &pc, &code, 1, 0);
+        if (e) return e;
+        if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
+        PC(r) -= BREAK_SKIP;
+        if (registers(c, PTRACE_SETREGSET, &r)) return lost(c);
+        if (PC(r) != pc) return STEP_SIGNAL;
+    }
+    return STEP_HIT;
+}
+
+/* Full speed to the return of the region. */
+int step_finish(step_child *c, uint64_t code)
+{
+    step_regs r;
+    for (;;) {
+        int e = step_to_pc(c, c->home, code, 1);
+        if (e != STEP_HIT) return e;
+        if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
+        if (SP(r) == c->frame) return STEP_RETURNED;
+        e = resumed(c, PTRACE_SINGLESTEP, 5);
+        if (e) return e;
+    }
+}
+
+/* Where the child stands; 0: unknown. */
+uint64_t step_where(step_child *c)
+{
+    step_regs r;
+    return registers(c, PTRACE_GETREGSET, &r) ? 0 : PC(r);
 }
 
 /* ---- system calls --------------------------------------------------------------------------------------------------------------- */

@@ -14,14 +14,16 @@ import platform
 import struct
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mmpc._native
 from mmpc._native import ffi, lib
 
-LIMIT, RETURNED, CHANGED, ENDED, SIGNAL, LOST, HIT = range(7)
-EXIT_KILL = 0x00100000
-TRACE_ME, DETACH = 0, 17
+LIMIT, RETURNED, CHANGED, ENDED, SIGNAL, LOST, HIT = range(7)  # enum step_end
+CHUNK = 1 << 16  # instructions at a time
+TRACE_ME = 0
 
 # Functions of the core that neither look at nor change what other processes see.
 PRIVATE = ("mm_crc32c", "mm_destroy", "mm_filesystem", "mm_is_closed", "mm_layout_fingerprint", "mm_limit", "mm_merge")
@@ -37,7 +39,6 @@ class Traced(ctypes.Structure):
         ("pid", ctypes.c_int64),
         ("home", ctypes.c_uint64),
         ("frame", ctypes.c_uint64),
-        ("changes_kernel", ctypes.c_uint64),
         ("detail", ctypes.c_int64),
     ]
 
@@ -52,7 +53,9 @@ def load() -> ctypes.CDLL:
         target = os.path.join(directory, "stepper.so")
         compiler = os.environ.get("CC", "cc")
         subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, str(source)], check=True, timeout=60)
-        return ctypes.CDLL(target, use_errno=True)
+        library = ctypes.CDLL(target, use_errno=True)
+    library.step_where.restype = ctypes.c_uint64
+    return library
 
 
 _ptrace = ctypes.CDLL(None, use_errno=True).ptrace
@@ -152,8 +155,12 @@ class Watch:
         self._of: list[tuple[str, int, int]] = []
         self._keep: list[object] = []
 
+    def content(self) -> list[bytes]:
+        """The bytes as last compared."""
+        return [bytes(k) for k in self._keep if isinstance(k, ctypes.Array)]
+
     def refresh(self) -> None:
-        """Maps anew when files came, went or grew. True changes between regions are taken as seen."""
+        """Maps anew when files came, went or grew; what changed between two regions is taken as seen."""
         files = []
         for name in self.names:
             for suffix in ("", ".new"):
@@ -197,16 +204,81 @@ def _parts(name: str, size: int) -> list[tuple[int, int]]:
 # ---- the traced child
 
 
-class Stepper:
-    """A child that has called `trace_me`; `steps` instructions of regions have been made, and `changes` seen."""
+class Trace:
+    """A survey of a case: the instructions of each region, in order, and which of all of them changed something."""
 
-    def __init__(self, pid: int, watch: Watch | None = None) -> None:
-        self.c, self.watch = load(), watch
-        self.child = Traced(pid, 0, 0, watch is not None and watch.names == NAMES, 0)
-        self.steps = self.changes = 0
-        self.ended = self.inside = False
+    def __init__(self) -> None:
         self.regions: list[str] = []
-        self._check(self.c.step_begin(ctypes.byref(self.child)), 0)
+        self.instructions: list[list[int]] = []  # addresses, for each region
+        self.changes: list[int] = []  # counted from 1 over all regions
+
+    @property
+    def steps(self) -> int:
+        return sum(map(len, self.instructions))
+
+    def stands_at(self, k: int, address: int) -> bool:
+        """Whether somebody who is at this address can be behind the k-th instruction, as the survey was."""
+        for within in self.instructions:
+            if k < len(within):
+                return within[k] == address
+            k -= len(within)
+            if k == 0:
+                return True  # behind the return of a region
+        return False
+
+    def place(self, k: int) -> Place:
+        """How to get behind the k-th instruction at little cost: a breakpoint near to it, and steps from there."""
+        region = 0
+        while k > len(self.instructions[region]):
+            k -= len(self.instructions[region])
+            region += 1
+        within = self.instructions[region]
+        first, last = core_text()
+        for back in range(k - 1, max(k - FAR, 0), -1):
+            address = within[back]
+            if first <= address < last and address != within[0]:
+                times = within[: back + 1].count(address)
+                if times <= OFTEN:
+                    return Place(region, address, times, k - back)
+        return Place(region, 0, 0, k)
+
+
+FAR, OFTEN = 1000, 12  # instructions that are stepped, visits of a breakpoint that are passed by, rather than more of the other
+
+
+@dataclass(frozen=True)
+class Place:
+    region: int
+    address: int  # 0: the region's entry
+    times: int  # visits of the address
+    steps: int
+
+
+@functools.cache
+def core_text() -> tuple[int, int]:
+    """Where the code of the core lies. It is changed there, not in libraries that may be used between two regions."""
+    name = os.path.realpath(mmpc._native.__file__)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(name) and "x" in line.split()[1]:
+            first, last = line.split()[0].split("-")
+            return int(first, 16), int(last, 16)
+    raise RuntimeError(f"{name} is not mapped")
+
+
+def _code(address: int) -> ctypes.c_uint64:
+    """The code there, in this process: the child's is the same, since it was forked."""
+    return ctypes.c_uint64(ctypes.c_uint64.from_address(address).value)
+
+
+class Stepper:
+    """A child that has called `trace_me`."""
+
+    def __init__(self, pid: int, entries: Entries) -> None:
+        self.c, self.entries = load(), entries
+        self.child = Traced(pid, 0, 0, 0)
+        self._child = ctypes.byref(self.child)
+        self.ended = False
+        self._check(self.c.step_begin(self._child), 0)
 
     def _check(self, end: int, *expected: int) -> int:
         if end == ENDED and ENDED in expected:
@@ -215,49 +287,80 @@ class Stepper:
             raise OSError(f"the stepped child: {end} is not one of {expected}, detail {self.child.detail}")
         return end
 
-    def enter(self, entries: Entries) -> bool:
-        """Goes to the next region; False: there is none, the child has ended."""
-        end = self.c.step_to_entry(
-            ctypes.byref(self.child), entries.addresses, entries.code, ctypes.c_uint64(entries.count)
+    def enter(self) -> str | None:
+        """Goes to the next region: its name; None: there is none, the child has ended."""
+        e = self.entries
+        end = self.c.step_to_entry(self._child, e.addresses, e.code, ctypes.c_uint64(e.count))
+        return None if self._check(end, HIT, ENDED) == ENDED else e.names[self.child.detail]
+
+    def step(self, limit: int, watch: Watch | None = None, pcs: Any = None) -> tuple[int, int]:
+        """At most `limit` instructions of this region: how it ended, and how many there were."""
+        done = ctypes.c_uint64()
+        ranges, n = (watch.ranges, watch.count) if watch is not None else (None, 0)
+        end = self.c.step_on(
+            self._child, ctypes.c_uint64(limit), ranges, ctypes.c_uint64(n), pcs, ctypes.byref(done)
         )
-        if self._check(end, HIT, ENDED) == ENDED:
-            return False
-        self.inside = True
-        self.regions.append(entries.names[self.child.detail])
-        if self.watch is not None:
-            self.watch.refresh()
-        return True
+        return self._check(end, LIMIT, RETURNED, CHANGED, ENDED), done.value
 
-    def forward(self, entries: Entries, limit: int) -> int:
-        """At most `limit` instructions, across regions; stops early at a change (with a watch) and at the end."""
-        left, done = limit, ctypes.c_uint64()
-        while left > 0 and not self.ended:
-            if not self.inside and not self.enter(entries):
-                break
-            ranges = self.watch.ranges if self.watch is not None else None
-            n = self.watch.count if self.watch is not None else 0
-            end = self.c.step_on(
-                ctypes.byref(self.child), ctypes.c_uint64(left), ranges, ctypes.c_uint64(n), ctypes.byref(done)
+    def survey(self, watch: Watch) -> Trace:
+        """Steps through everything, with an eye on what others see."""
+        trace, pcs, steps = Trace(), (ctypes.c_uint64 * CHUNK)(), 0
+        while (name := self.enter()) is not None:
+            trace.regions.append(name)
+            trace.instructions.append([])
+            end = LIMIT
+            watch.refresh()
+            while end in (LIMIT, CHANGED):
+                end, done = self.step(CHUNK, watch, pcs)
+                trace.instructions[-1] += pcs[:done]
+                steps += done
+                if end == CHANGED:
+                    trace.changes.append(steps)
+                    watch.refresh()
+        return trace
+
+    def until_change(self, watch: Watch) -> None:
+        """Steps until what is watched has changed."""
+        while self.enter() is not None:
+            watch.refresh()
+            while True:
+                before = watch.content()
+                end, _done = self.step(CHUNK, watch)
+                if end == CHANGED and watch.content() != before:
+                    return
+                if end in (RETURNED, ENDED):
+                    break
+
+    def go(self, place: Place) -> None:
+        """To a place, or the end of the child if it takes another way this time."""
+        for i in range(place.region + 1):
+            if self.enter() is None:
+                return
+            if i < place.region:
+                end = self.c.step_finish(self._child, _code(self.child.home))
+                if self._check(end, RETURNED, ENDED) == ENDED:
+                    return
+        if place.address:
+            end = self.c.step_to_pc(
+                self._child, ctypes.c_uint64(place.address), _code(place.address), ctypes.c_uint64(place.times)
             )
-            self._check(end, LIMIT, RETURNED, CHANGED, ENDED)
-            left -= done.value
-            self.steps += done.value
-            self.inside = end in (LIMIT, CHANGED)
-            if end == CHANGED:
-                self.changes += 1
-                if self.watch is not None:
-                    self.watch.refresh()
-                break
-        return limit - left
+            if self._check(end, HIT, ENDED) == ENDED:
+                return
+        if place.steps:
+            self.step(place.steps)
 
-    def leave(self, signal: int = 0) -> None:
-        self._check(self.c.step_leave(ctypes.byref(self.child), signal), 0)
+    def where(self) -> int:
+        return int(self.c.step_where(self._child))
+
+    def leave(self) -> None:
+        """Goes on untraced; with a SIGSTOP on its way it does not come far."""
+        self._check(self.c.step_leave(self._child, 0), 0)
 
     def to_call(self) -> int | None:
         """To the next entry into, or exit from, a system call: its number; None: the child has ended."""
-        end = self._check(self.c.step_to_call(ctypes.byref(self.child)), HIT, ENDED)
+        end = self._check(self.c.step_to_call(self._child), HIT, ENDED)
         return None if end == ENDED else int(self.child.detail)
 
     def release(self) -> None:
         """Full speed, traced, without waiting."""
-        self._check(self.c.step_release(ctypes.byref(self.child)), 0)
+        self._check(self.c.step_release(self._child), 0)
