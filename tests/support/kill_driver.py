@@ -235,9 +235,13 @@ class Driver:
         """The child was the only one in the store; whoever comes next starts over."""
         return self.case.new_store in ("create", "recover")
 
+    def way(self, n: int) -> int:
+        """Which of the costly looks a store gets: 0, 1 and 3 rebuild it, 2 is another boot."""
+        return (n + self.turn) % 4
+
     def judge(self, world: World, model: Model, child: Forked, n: int) -> None:
         """What holds after a death, or after an operation was refused."""
-        way = (n + self.turn) % 4
+        way = self.way(n)
         if way == 3 and not self.case.help_needed:  # what nobody committed may go when nobody has seen it
             world.rebuild()  # before anybody has looked, and helped
         visible, seen = world.observed(self.case, model, child.returned)
@@ -299,6 +303,11 @@ class Driver:
         world.reaped(2)
         self.finish(world, seen, rebuild=False)
 
+    @property
+    def living(self) -> tuple[int, ...]:
+        """Slots while a child stands still: it may have none yet, but nobody takes one away."""
+        return 3, 4
+
     def others(self, world: World, model: Model, pc: Any) -> None:
         """Every verb on the pages that the stopped child works on."""
         for pid in list(model.live()):
@@ -308,7 +317,7 @@ class Driver:
             pc.get_page_frags(pid)
         pc.allocate(["n"])
         model.extra.append(["n"])
-        world.reaped(3, 4)  # the stopped one may have no slot yet, but nobody takes one away
+        world.reaped(*self.living)
         pc.replace(world.q, pc.get(world.q).key, ["r"])
         model.named[world.q] = ["r"]
         pc.flush()

@@ -1,6 +1,6 @@
 """Kills or stops a child at instructions of the core, in any build, and judges the store each time.
 
-    python -P -m support.step_driver MODE CASE DIRECTORY STEP SEED
+    python -P -m support.step_driver MODE CASE DIRECTORY MOST SEED
 
 A child is forked from this process, runs at full speed to each function of the core that it calls and is stepped to its
 return (support/stepper.py). The cases and what must hold are those of kill_driver. MODE is
@@ -10,7 +10,7 @@ return (support/stepper.py). The cases and what must hold are those of kill_driv
     calls   SIGKILL before and after a system call of whatever the child does, the core's or Python's
     inside  SIGKILL some time after a system call that grows or syncs a file began
 
-Every STEP-th place is taken, from an offset that SEED draws. Prints one line of JSON.
+MOST places are taken (0: all), at equal distances from one that SEED draws. Prints one line of JSON.
 
 Which instructions. All would be too many where a region is long. But what others can see are the shared mappings and the state of the kernel (files, locks). Between two
 instructions that change one of these, a death or a stop leaves exactly the same: nobody outside can tell the
@@ -37,11 +37,13 @@ from itertools import pairwise
 from .kill_cases import Case, Model
 from .kill_driver import FAILURES, WATCHDOG, Driver, Forked
 from .kill_world import World, Wrong, copy_store, must
-from .step_cases import LOST, find
+from .step_cases import COUNTED, DEAD, LOST, REAP, die, find
 from .stepper import Entries, Stepper, Trace, Watch, trace_me
 
-FEW = 9000  # instructions of a case that are all taken
+SURVEY_WATCHDOG = 90  # seconds
+FEW = 4000  # instructions of a case that are all taken
 BETWEEN = 2  # random instructions taken between two changes
+ENDS = 6  # changes by one instruction that are taken at the start, at the end, and between
 TIMES = 6  # that a slow system call is taken
 LONGEST = 0.002  # seconds after its beginning
 
@@ -85,11 +87,16 @@ class StepDriver(Driver):
         self.trace = Trace()
         self.places: list[int] = []
         self.calls: list[int] = []
+        self.taken = 0
         self.exact = 0  # places where the child stood at the very instruction that the survey had met there
 
     # ---- stores
 
     def prepare(self) -> tuple[World, Model]:
+        if self.case is REAP:
+            world, model = super().prepare()
+            must(Forked(world, DEAD, die).wait() == "killed", "the child did not kill itself")
+            return world, model
         if self.case.new_store != "reboot":
             return super().prepare()
         world = self.store()
@@ -143,10 +150,23 @@ class StepDriver(Driver):
         n, places = self.trace.steps, {0}
         if n <= FEW and self.mode == "kill":
             return list(range(n + 1))
-        for before, change in pairwise([0, *self.trace.changes, n]):
+        for before, change in pairwise([0, *self.thinned(), n]):
             places |= {max(change - 1, 0), change}
             places |= set(random.sample(range(before, change), min(BETWEEN, change - before)))
         return sorted(places)
+
+    def thinned(self) -> list[int]:
+        """The changes, but of those that one instruction makes in a loop (a copied payload) a few: its first ones, its
+        last ones and some in between.
+        """
+        by_address: dict[int, list[int]] = {}
+        for change in self.trace.changes:
+            by_address.setdefault(self.trace.address(change), []).append(change)
+        taken: set[int] = set()
+        for changes in by_address.values():
+            inner = changes[ENDS:-ENDS]
+            taken |= {*changes[:ENDS], *changes[-ENDS:], *random.sample(inner, min(ENDS, len(inner)))}
+        return sorted(taken)
 
     def start(self, world: World, n: int) -> Forked:
         """A child that was killed or stopped at the n-th place."""
@@ -170,11 +190,29 @@ class StepDriver(Driver):
             child.kill()
         return child
 
+    # ---- judging
+
+    def way(self, n: int) -> int:
+        return random.randrange(4)
+
+    @property
+    def living(self) -> tuple[int, ...]:
+        return (3, 4, 5) if self.case is REAP else super().living  # it may hold the byte of the slot that it reaps
+
+    def expect(self, world: World, model: Model, child: Forked, done: int, visible: int) -> None:
+        super().expect(world, model, child, done, visible)
+        if self.case is COUNTED:  # checker, home, the newcomer and itself
+            must(child.reports[1].get("value") == 4, "somebody attached was not alive", child.reports)
+
     # ---- all places
 
-    def run(self, step: int, offset: int) -> None:
+    def take(self, most: int) -> None:
+        """All places, or about so many, at equal distances from a random one on."""
+        faulthandler.dump_traceback_later(SURVEY_WATCHDOG, exit=True)
         self.survey()
-        for n in range(offset, len(self.places), step):
+        step = -(-len(self.places) // most) if most else 1
+        for n in range(random.randrange(step), len(self.places), step):
+            self.taken += 1
             if len(self.failures) >= FAILURES:
                 break
             faulthandler.dump_traceback_later(WATCHDOG, exit=True)
@@ -188,12 +226,12 @@ class StepDriver(Driver):
         self.drop()
 
 
-def main(mode: str, name: str, directory: str, step: str, seed: str) -> None:
+def main(mode: str, name: str, directory: str, most: str, seed: str) -> None:
     case, python = find(name)
     random.seed(f"{seed} {name} {mode}")
     driver = StepDriver(mode, case, python, directory)
     start = time.monotonic()
-    driver.run(int(step), random.randrange(int(step)))
+    driver.take(int(most))
     answer = {
         "case": name,
         "instructions": driver.trace.steps,
@@ -201,6 +239,7 @@ def main(mode: str, name: str, directory: str, step: str, seed: str) -> None:
         "regions": driver.trace.regions,
         "calls": len(driver.calls),
         "places": len(driver.places),
+        "taken": driver.taken,
         "hit": driver.hit,
         "exact": driver.exact,
         "applied": driver.applied,

@@ -138,8 +138,10 @@ int step_compare(const step_range *ranges, uint64_t n)
     return changed;
 }
 
-/* At most `limit` instructions; *done says how many, pcs (or NULL) where each one stood.  Stops behind the return of the region, and with
- * ranges also behind an instruction that changed them and behind each system call. */
+#define STEP_CHANGED_BIT (UINT64_C(1) << 63)
+
+/* At most `limit` instructions; *done says how many.  Stops behind the return of the region, and with ranges also behind each system call.
+ * With pcs it notes where each one stood, and which ones changed the ranges (or were system calls); without it stops behind those too. */
 int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n, uint64_t *pcs, uint64_t *done)
 {
     step_regs r;
@@ -152,9 +154,10 @@ int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n,
         if (e) return e;
         ++*done;
         if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
-        int changed = n && step_compare(ranges, n);
+        int changed = (n && step_compare(ranges, n)) || call;
+        if (pcs && changed) pcs[*done - 1] |= STEP_CHANGED_BIT;
         if (PC(r) == c->home && SP(r) == c->frame) return STEP_RETURNED;
-        if (changed || call) return STEP_CHANGED;
+        if (call || (changed && !pcs)) return STEP_CHANGED;
     }
     return STEP_LIMIT;
 }

@@ -6,6 +6,8 @@ symbols were not stripped.
 
 from __future__ import annotations
 
+import bisect
+import collections
 import ctypes
 import functools
 import mmap
@@ -22,6 +24,7 @@ import mmpc._native
 from mmpc._native import ffi, lib
 
 LIMIT, RETURNED, CHANGED, ENDED, SIGNAL, LOST, HIT = range(7)  # enum step_end
+CHANGED_BIT = 1 << 63  # of the address of an instruction
 CHUNK = 1 << 16  # instructions at a time
 TRACE_ME = 0
 
@@ -211,10 +214,19 @@ class Trace:
         self.regions: list[str] = []
         self.instructions: list[list[int]] = []  # addresses, for each region
         self.changes: list[int] = []  # counted from 1 over all regions
+        self._marked: dict[int, list[tuple[int, int, int]]] = {}
 
     @property
     def steps(self) -> int:
         return sum(map(len, self.instructions))
+
+    def address(self, k: int) -> int:
+        """Of the k-th instruction, counted from 1."""
+        for within in self.instructions:
+            if k <= len(within):
+                return within[k - 1]
+            k -= len(within)
+        raise IndexError(k)
 
     def stands_at(self, k: int, address: int) -> bool:
         """Whether somebody who is at this address can be behind the k-th instruction, as the survey was."""
@@ -232,18 +244,27 @@ class Trace:
         while k > len(self.instructions[region]):
             k -= len(self.instructions[region])
             region += 1
-        within = self.instructions[region]
-        first, last = core_text()
-        for back in range(k - 1, max(k - FAR, 0), -1):
-            address = within[back]
-            if first <= address < last and address != within[0]:
-                times = within[: back + 1].count(address)
-                if times <= OFTEN:
-                    return Place(region, address, times, k - back)
-        return Place(region, 0, 0, k)
+        marks = self._marks(region)
+        i = bisect.bisect_left(marks, (k, 0, 0)) - 1
+        if i < 0:
+            return Place(region, 0, 0, k)
+        at, address, times = marks[i]
+        return Place(region, address, times, k - at)
+
+    def _marks(self, region: int) -> list[tuple[int, int, int]]:
+        """Instructions of a region that are good for a breakpoint: how many come before, the address, which visit."""
+        if region not in self._marked:
+            first, last = core_text()
+            within, visits = self.instructions[region], collections.Counter[int]()
+            marks = self._marked[region] = []
+            for at, address in enumerate(within):
+                visits[address] += 1
+                if first <= address < last and address != within[0] and visits[address] <= OFTEN:
+                    marks.append((at, address, visits[address]))
+        return self._marked[region]
 
 
-FAR, OFTEN = 1000, 12  # instructions that are stepped, visits of a breakpoint that are passed by, rather than more of the other
+OFTEN = 12  # visits of a breakpoint that are passed by
 
 
 @dataclass(frozen=True)
@@ -312,10 +333,10 @@ class Stepper:
             watch.refresh()
             while end in (LIMIT, CHANGED):
                 end, done = self.step(CHUNK, watch, pcs)
-                trace.instructions[-1] += pcs[:done]
+                trace.changes += [steps + i for i, pc in enumerate(pcs[:done], 1) if pc & CHANGED_BIT]
+                trace.instructions[-1] += [pc & ~CHANGED_BIT for pc in pcs[:done]]
                 steps += done
                 if end == CHANGED:
-                    trace.changes.append(steps)
                     watch.refresh()
         return trace
 
