@@ -26,7 +26,7 @@ MOST = {"kill": 20, "stop": 10, "calls": 24, "inside": 12}  # places of a case i
 
 ALONE = ("create", "recover", "reboot")  # nobody else is in the store
 OTHERS = [name for name in step_cases.names() if name not in ALONE]
-SYSTEM = [*ALONE, "attach", "flush", "snapshot", "close", "append", "new-segment"]
+SYSTEM = [*ALONE, "attach", "allocate-growth", "new-segment", "flush", "snapshot"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ def test_stopped_at_any_instruction_delays_nobody(name, memory):
     passes("stop", name, memory)
 
 
-@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("name", [*SYSTEM, "append", "close", "tx"])
 def test_killed_before_and_after_any_system_call(name, memory):
     passes("calls", name, memory)
 

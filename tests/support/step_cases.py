@@ -6,6 +6,7 @@ import os
 import signal
 from typing import Any
 
+import mmpc
 from mmpc._native import ffi, lib
 
 from .kill_cases import ATTACH, WARM, Case, Child, Op, all_runs, append, begin_tx, identifier, open_store
@@ -29,6 +30,7 @@ def die() -> None:
 LOST = Case("lost", (WARM, append("lost")))
 DEAD = Case("dead", (ATTACH, Op(begin_tx), ATTACH), armed=2)
 
+SNAPSHOT = Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot())))
 REAP = Case("reap", (ATTACH, Op(reap_all)))  # of DEAD
 COUNTED = Case("attach-counted", (ATTACH, Op(living)), armed=0)  # says how many are alive, itself included
 # The lasting state of before an append, and that append; another boot
@@ -36,7 +38,8 @@ REBOOT = Case("reboot", (Op(open_store), Op(lambda c: c.pc.close())), armed=0, n
 
 
 def runs() -> list[tuple[Case, bool]]:
-    return [*all_runs(), *((case, False) for case in (REAP, COUNTED, REBOOT))]
+    more = [REAP, COUNTED, REBOOT, *([SNAPSHOT] if hasattr(mmpc.PageCache, "snapshot") else [])]
+    return [*all_runs(), *((case, False) for case in more)]
 
 
 def find(name: str) -> tuple[Case, bool]:

@@ -210,6 +210,7 @@ class StepDriver(Driver):
         """All places, or about so many, at equal distances from a random one on."""
         faulthandler.dump_traceback_later(SURVEY_WATCHDOG, exit=True)
         self.survey()
+        must(self.places, "there is no such place")
         step = -(-len(self.places) // most) if most else 1
         for n in range(random.randrange(step), len(self.places), step):
             self.taken += 1
