@@ -31,7 +31,8 @@ from typing import Any
 from .harness import Env, interleave
 from .report import file_system, machine, question_result, table
 
-QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers", "durable", "recovery")
+QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers")
+QUESTIONS += ("durable", "recovery")
 HANGS = 900.0  # seconds after which a question is ended, with every thread's stack
 MEMORY = ("tmpfs", "ramfs")
 

@@ -1,5 +1,5 @@
-"""What durability costs: one append and flush against one fdatasync, four processes that flush each operation, the bytes
-that a flush sends to the device, and what flushes do to the appends of others.
+"""What durability costs: one append and flush against one fdatasync, four processes that flush each operation,
+the bytes that a flush sends to the device, and what flushes do to the appends of others.
 
 `append, fdatasync of log` makes the same append and then syncs the same file through a descriptor of its own: the floor
 that no store can be below. A flush is two syncs in order, the log and the mark. The peers commit each operation with

@@ -182,7 +182,10 @@ def create_file(name: str) -> int:
 
 def open_file(name: str) -> int:
     """A descriptor for reading. CorruptionError: it is no regular file."""
-    fd = os.open(name, os.O_RDONLY | _SAFELY)
+    try:
+        fd = os.open(name, os.O_RDONLY | _SAFELY)
+    except OSError as e:
+        raise _explained(e, os.path.dirname(name), os.path.basename(name)) from e
     try:
         _check_regular(fd, os.path.dirname(name), os.path.basename(name))
     except BaseException:
@@ -192,10 +195,10 @@ def open_file(name: str) -> int:
 
 
 def remove_file(name: str) -> None:
-    """Removes a file, unless somebody else did."""
+    """Removes a file, unless somebody else did. A directory of that name is not ours: it stays."""
     try:
         os.unlink(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return
 
 
@@ -223,18 +226,21 @@ def boot_id() -> bytes:
 
 
 def make_directory(path: str) -> None:
-    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or
-    empty.
+    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or empty.
+
+    The names of the directory, and of the parents that were missing, are durable on return.
     """
-    parent = os.path.dirname(path)
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-        sync_directory(parent or ".")
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise errors.IncompatibleStore(f"{path!r} exists and is not a directory") from None
+    missing = [path]
+    while not os.path.isdir(parent := os.path.dirname(missing[-1])) and parent != missing[-1]:
+        missing.append(parent)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700 if directory == path else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
+        if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
+            sync_directory(os.path.dirname(directory))
     known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
     foreign = sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
     if foreign:
