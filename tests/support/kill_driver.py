@@ -121,7 +121,8 @@ def _work(world: World, case: Case, arm: Callable[[], object], fd: int) -> None:
                 break
             os.write(fd, json.dumps({"value": value if isinstance(value, int) else None}).encode() + b"\n")
         passed = lib.mm_points_passed()
-        unused = passed > 0 and lib.mm_sync_fd(-1) == errno.EIO  # a failure that was asked for, and had no growth or sync to hit
+        # A failure that was asked for, and had no growth or sync to hit
+        unused = passed > 0 and lib.mm_sync_fd(-1) == errno.EIO
         os.write(fd, json.dumps({"end": passed, "unused": unused}).encode() + b"\n")
         os._exit(0)
     except BaseException:

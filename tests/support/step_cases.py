@@ -9,7 +9,7 @@ from typing import Any
 import mmpc
 from mmpc._native import ffi, lib
 
-from .kill_cases import ATTACH, WARM, Case, Child, Op, all_runs, append, begin_tx, identifier, open_store
+from .kill_cases import ATTACH, WARM, Case, Child, Op, all_runs, append, identifier, open_store
 
 
 def reap_all(c: Child) -> int:
@@ -22,13 +22,18 @@ def living(c: Child) -> int:
     return int(c.pc.stats().slots)
 
 
+def pin_often(c: Child) -> None:
+    """Some more pins than one call uses."""
+    c.key = [c.pc.begin() for _ in range(5)]
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 # Preparations, not stepped themselves: a record without its commit word, a dead slot with pins
 LOST = Case("lost", (WARM, append("lost")))
-DEAD = Case("dead", (ATTACH, Op(begin_tx), ATTACH), armed=2)
+DEAD = Case("dead", (ATTACH, Op(pin_often), ATTACH), armed=2)
 
 SNAPSHOT = Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot())))
 REAP = Case("reap", (ATTACH, Op(reap_all)))  # of DEAD

@@ -12,13 +12,13 @@ return (support/stepper.py). The cases and what must hold are those of kill_driv
 
 MOST places are taken (0: all), at equal distances from one that SEED draws. Prints one line of JSON.
 
-Which instructions. All would be too many where a region is long. But what others can see are the shared mappings and the state of the kernel (files, locks). Between two
-instructions that change one of these, a death or a stop leaves exactly the same: nobody outside can tell the
-instructions apart. A survey runs the case once and compares the mappings after every instruction; a system call counts
-as a change. Then the child is killed right after each change and right before the next one, and at a few random
-instructions between them. That argument is only as good as the comparison, so where a case has at most FEW instructions
-each of them is taken. Another child gets to an instruction at nearly full speed: by a breakpoint near to it that the
-survey has passed only a few times, and by steps from there (stepper.Trace.place).
+Which instructions. All would be too many where a region is long. But what others can see are the shared mappings and the
+state of the kernel (files, locks). Between two instructions that change one of these, a death or a stop leaves exactly
+the same: nobody outside can tell the instructions apart. A survey runs the case once and compares the mappings after
+every instruction; a system call counts as a change. Then the child is killed right after each change and right before
+the next one, and at a few random instructions between them. That argument is only as good as the comparison, so where a
+case has at most FEW instructions each of them is taken. Another child gets to an instruction at nearly full speed: by a
+breakpoint near to it that the survey has passed only a few times, and by steps from there (stepper.Trace.place).
 """
 
 from __future__ import annotations

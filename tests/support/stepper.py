@@ -1,4 +1,4 @@
-"""A traced child, instruction by instruction: support/stepper.c compiled and loaded, the core's entries, the bytes watched.
+"""A traced child, instruction by instruction: support/stepper.c loaded, the core's entries, the bytes watched.
 
 It trusts no macro and no build option: it needs ptrace, the C compiler that the project needs anyway, and a core whose
 symbols were not stripped.
