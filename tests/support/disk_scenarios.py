@@ -1,0 +1,310 @@
+"""What happens before the power goes: scenarios of several processes, each recorded as one life of a store or more.
+
+A process notes when an operation has returned and which version of a page it made or saw.  Everything else that the
+judge needs stands in the trace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mmpc
+from mmpc._native import lib
+
+from .children import Child, Children
+from .disk_judge import open_store
+from .disk_trace import note
+
+PATIENCE = 60
+_prctl = ctypes.CDLL(None).prctl
+
+
+class World:
+    """The store of a scenario while it is recorded."""
+
+    def __init__(self, path: str, rng: random.Random, scale: float) -> None:
+        self.path, self.rng, self.scale = path, rng, scale
+        self.children = Children()
+        self.authors = 0
+
+    def begin(self) -> Any:
+        """The first process: creates or recovers."""
+        pc = open_store(self.path, create=not os.path.exists(os.path.join(self.path, "config")))
+        note(note="live")
+        return pc
+
+    def start(self, work: Callable[[Author], None], *, die: int = 0, die_in: str = "") -> Child:
+        """Forks a process that works; `die`: it is killed at that event (in that file)."""
+        self.authors += 1
+        return self.children.start(_live, self.path, work, self.authors, self.rng.getrandbits(62) | 1, die, die_in)
+
+    def together(self, *works: Callable[[Author], None]) -> None:
+        for child in [self.start(work) for work in works]:
+            child.result(PATIENCE)
+
+    def count(self, n: int) -> int:
+        return max(1, int(n * self.scale))
+
+
+def _live(path: str, work: Callable[[Author], None], name: int, seed: int, die: int, die_in: str) -> None:
+    """In a child."""
+    _prctl(1, signal.SIGKILL)
+    table = os.stat(os.path.join(path, "table")).st_ino
+    lib.mm_disk_jitter(seed, 150, 600, table)
+    author = Author(open_store(path), name, random.Random(seed))
+    if die:
+        lib.mm_disk_die(die, os.stat(os.path.join(path, die_in)).st_ino if die_in else 0)
+    work(author)
+    author.pc.close()
+
+
+class Author:
+    """A process at work on a handle; what it does is noted."""
+
+    def __init__(self, pc: Any, name: int, rng: random.Random) -> None:
+        self.pc, self.name, self.rng = pc, name, rng
+        self.n = 0
+
+    def token(self) -> str:
+        self.n += 1
+        pad = self.rng.choice((0, 0, 0, 3, 20, 60, 60, 200, 700)) if self.n % 25 else 5000
+        return f"{self.name}.{self.n}" + "-" * pad
+
+    @staticmethod
+    def op(key: Any) -> Any:
+        note(note="op", page=key.pid, wts=key.wts)
+        return key
+
+    @staticmethod
+    def saw(key: Any) -> Any:
+        note(note="saw", page=key.pid, wts=key.wts)
+        return key
+
+    def page(self) -> int:
+        """Any page that there is."""
+        return self.rng.randrange(2, max(3, self.pc.stats().pages))
+
+    def read(self, pid: int) -> Any:
+        page = self.pc.get(pid)
+        if not page.is_unallocated():
+            self.saw(page.key)
+        return page
+
+    def append(self, pid: int) -> None:
+        try:
+            self.op(self.pc.append(pid, [self.token()]))
+        except (mmpc.PageFreed, mmpc.PageNotFound):
+            self.read(pid)
+        except mmpc.FragmentTooLarge:
+            self.keyed(pid, "replace")
+
+    def keyed(self, pid: int, verb: str) -> None:
+        """link, replace or free, from what was read."""
+        page = self.read(pid)
+        if not page.is_materialized():
+            return
+        arguments = [] if verb == "free" else [[self.token()]]
+        try:
+            self.op(getattr(self.pc, verb)(pid, page.key, *arguments))
+        except mmpc.Conflict as e:
+            self.saw(e.current)
+        except mmpc.PageFreed:
+            self.read(pid)
+        except mmpc.FragmentTooLarge:
+            if verb == "link":
+                self.keyed(pid, "replace")
+
+    def allocate(self) -> int:
+        pid, key = self.pc.allocate([self.token()])
+        self.op(key)
+        return int(pid)
+
+    def flush(self) -> None:
+        note(note="flush")
+        self.pc.flush()
+        note(note="flushed")
+
+    def stable(self, pid: int) -> None:
+        """The other way to make an operation durable."""
+        try:
+            key = self.op(self.pc.append(pid, [self.token()]))
+        except (mmpc.PageFreed, mmpc.PageNotFound, mmpc.FragmentTooLarge):
+            return
+        self.pc.make_stable(key.last_lsn)
+        note(note="stable", page=pid, wts=key.wts)
+
+    def some(self, n: int, flushes: float = 0.06) -> None:
+        """Operations of all kinds."""
+        for _ in range(n):
+            draw = self.rng.random()
+            if draw < flushes:
+                self.flush()
+            elif draw < flushes + 0.02:
+                self.stable(self.page())
+            elif draw < 0.25:
+                self.read(self.page())
+            elif draw < 0.75:
+                self.append(self.page())
+            elif draw < 0.90:
+                self.keyed(self.page(), "link" if self.rng.random() < 0.4 else "replace")
+            elif draw < 0.95:
+                self.keyed(self.page(), "free")
+            else:
+                self.allocate()
+
+
+# ---- lives
+
+
+def create(world: World) -> None:
+    """A store comes to be, is used by two processes, and is left."""
+    pc = world.begin()
+    first = Author(pc, 0, world.rng)
+    first.allocate()
+    world.together(lambda a: a.some(world.count(10)), lambda a: a.some(world.count(10)))
+    first.allocate()
+    pc.close()
+
+
+def _pages(pc: Any, world: World, n: int) -> Author:
+    first = Author(pc, 0, world.rng)
+    for _ in range(n):
+        first.allocate()
+    return first
+
+
+def writers(world: World) -> None:
+    """Four processes on the same pages; each flushes now and then."""
+    pc = world.begin()
+    _pages(pc, world, 5)
+    world.together(*[lambda a: a.some(world.count(120))] * 4)
+    pc.close()
+
+
+def _grow(author: Author, n: int) -> None:
+    """Two pages that everybody appends to and reads, so that they are consolidated all the time."""
+    for i in range(n):
+        pid = author.rng.choice((2, 3))
+        author.append(pid)
+        author.read(5 - pid)
+        if i % 12 == 11:
+            author.flush()
+        if i % 40 == 39:
+            author.keyed(pid, "replace")
+
+
+def groups(world: World) -> None:
+    pc = world.begin()
+    _pages(pc, world, 2)
+    world.together(*[lambda a: _grow(a, world.count(60))] * 3)
+    pc.close()
+
+
+def _rivals(author: Author, n: int) -> None:
+    """One page and no pause: most compare-and-swaps are lost.  What was seen on it goes to a page of one's own."""
+    mine = author.allocate()
+    for i in range(n):
+        author.append(2)
+        author.read(2)
+        author.append(mine)
+        if i % 8 == author.name % 8:
+            author.flush()
+
+
+def rivals(world: World) -> None:
+    pc = world.begin()
+    _pages(pc, world, 1)
+    world.together(*[lambda a: _rivals(a, world.count(50))] * 4)
+    pc.close()
+
+
+def handover(world: World) -> None:
+    """Slots change hands: processes come, work, flush, and go or are killed, also in a flush, two at a time."""
+    pc = world.begin()
+    _pages(pc, world, 3)
+    for turn in range(world.count(10)):
+        dies, lives = world.rng.randint(1, 900), turn % 3 == 2
+        pair = [
+            world.start(lambda a: a.some(30, flushes=0.15), die=0 if lives else dies),
+            world.start(lambda a: a.some(15, flushes=0.15), die=world.rng.randint(1, 3), die_in="marks"),
+        ]
+        for child in pair:
+            child.wait(PATIENCE)
+    pc.close()
+
+
+def deaths(world: World) -> None:
+    """Authors are killed when they have just published: others find their records, and build on them."""
+    pc = world.begin()
+    first = _pages(pc, world, 3)
+    for _ in range(world.count(12)):
+        dying = world.start(lambda a: a.some(40, flushes=0), die=world.rng.randint(1, 6), die_in="table")
+        living = world.start(lambda a: a.some(20))
+        dying.wait(PATIENCE)
+        for pid in (2, 3, 4):
+            first.read(pid)
+            first.append(2)
+        first.flush()
+        living.wait(PATIENCE)
+    pc.close()
+
+
+def close(world: World) -> None:
+    """The last ones leave at the same time, and somebody comes back in the same boot; nobody calls flush."""
+    pc = world.begin()
+    _pages(pc, world, 2)
+    pc.close()
+    for _ in range(world.count(4)):
+        world.together(*[lambda a: a.some(8, flushes=0)] * 3)
+    pc = open_store(world.path)
+    Author(pc, 0, world.rng).append(2)
+    pc.close()
+
+
+def go_on(world: World) -> None:
+    """A recovery, and some work after it."""
+    pc = world.begin()
+    world.together(*[lambda a: a.some(world.count(25))] * 2)
+    pc.close()
+
+
+def snapshots(world: World) -> None:
+    """Writers, and somebody who writes snapshots meanwhile."""
+    pc = world.begin()
+    _pages(pc, world, 4)
+    busy = [world.start(lambda a: a.some(world.count(80))) for _ in range(3)]
+    for _ in range(world.count(6)):
+        pc.snapshot()
+    for child in busy:
+        child.result(PATIENCE)
+    pc.close()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One life, or several: each but the first begins with an image of the one before."""
+
+    name: str
+    lives: tuple[Callable[[World], None], ...]
+    early: bool = False  # the last crash point of a life before the last lies in its recovery
+
+
+SCENARIOS = [
+    Scenario("create", (create,)),
+    Scenario("writers", (writers,)),
+    Scenario("groups", (groups,)),
+    Scenario("rivals", (rivals,)),
+    Scenario("handover", (handover,)),
+    Scenario("deaths", (deaths,)),
+    Scenario("close", (close,)),
+    Scenario("recovery", (writers, go_on)),
+    Scenario("recovery-cut", (writers, go_on, go_on), early=True),
+]
+if hasattr(mmpc.PageCache, "snapshot"):
+    SCENARIOS.append(Scenario("snapshots", (snapshots, go_on)))
