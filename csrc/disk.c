@@ -133,14 +133,15 @@ void mm_disk_copied(void *to, const void *from, uint64_t n)
     }
 }
 
+/* At once, because the bytes are there already: a death in between would leave some that the trace does not tell of. */
 void mm_disk_written(const void *p, uint64_t n)
 {
+    mm_disk_hold();
     for (uint64_t done = 0, k; done < n; done += k) {
         k = piece(n, n - done);
-        mm_disk_hold();
         mm_disk_stored((const uint8_t *)p + done, k);
-        mm_disk_release();
     }
+    mm_disk_release();
 }
 
 /* ---- files: the caller holds the lock over the system call and this --------------------------------------------------------- */
@@ -163,14 +164,18 @@ void mm_disk_unmap(void *p)
         if (disk.maps[i].p == p) disk.maps[i].p = NULL;
 }
 
-/* Sector by sector: each reaches the disk by itself. */
+/* Sector by sector: each reaches the disk by itself.  The page may be on its way there while the kernel copies into it, so one sector of
+ * a write can be torn inside. */
 void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset)
 {
     const uint8_t *b = p;
     if (!disk.area) return;
-    for (uint64_t k; n; b += k, offset += k, n -= k) {
+    uint64_t torn = draw() % (n / SECTOR + 1), file = inode(fd);
+    for (uint64_t k, i = 0; n; b += k, offset += k, n -= k, i++) {
         k = SECTOR - offset % SECTOR < n ? SECTOR - offset % SECTOR : n;
-        append(MM_DISK_STORE, inode(fd), offset, b, k);
+        uint64_t half = i == torn && k > 8 ? draw() % (k / 8) * 8 : 0;
+        if (half) append(MM_DISK_STORE, file, offset, b, half);
+        append(MM_DISK_STORE, file, offset + half, b + half, k - half);
     }
 }
 
@@ -193,6 +198,7 @@ int mm_disk_start(void *p, uint64_t size)
     disk.area = p;
     disk.size = size;
     disk.depth = 0;
+    if (!disk.random) disk.random = 1;
     return 0;
 }
 

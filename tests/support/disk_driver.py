@@ -17,7 +17,7 @@ import time
 import warnings
 from typing import Any
 
-from .children import Children
+from .children import ChildFailed, Children
 from .disk_history import History, State, Value, Wrong, must
 from .disk_judge import Judge, next_boot
 from .disk_model import Disk, Files, draw
@@ -55,23 +55,27 @@ class Life:
         self.history = History(*known)
         self.history.read(self.events, start)
         self.live = next(i for i, e in enumerate(self.events) if e.kind == NOTE and b'"live"' in e.data)
-        self.created = -1 if start.names else self.live
+        self.created = -1 if "config" in start.names else self.live
+        self.focus = self.live + 40 if start.names else 0  # a recovery is more than other events of its kind
         shutil.rmtree(path)
+
+    def judge(self, path: str, seed: str) -> Judge:
+        return Judge(self.disk, self.history, self.created, self.focus, path, seed)
 
 
 class Driver:
     def __init__(self, scenario: Scenario, directory: str, images: int, seed: str) -> None:
         self.scenario, self.directory, self.images, self.seed = scenario, directory, images, seed
         self.failures: list[str] = []
-        self.points: set[tuple[int, int]] = set()
-        self.judged = self.lost = self.events = self.operations = self.rounds = 0
+        self.points: set[tuple[int, int, int]] = set()
+        self.judged = self.lost = self.opening = self.events = self.operations = self.rounds = 0
 
     def run(self) -> None:
         while self.judged < self.images and not self.failures:
             self.rounds += 1
             try:
                 self.round(min(ROUND, self.images - self.judged))
-            except Wrong as e:
+            except (Wrong, ChildFailed) as e:
                 self.failures.append(f"{self.scenario.name}: {e}")
 
     def round(self, images: int) -> None:
@@ -96,30 +100,27 @@ class Driver:
                 judged, lost, points, failures = worker.result(600.0)
                 self.judged += judged
                 self.lost += lost
-                self.points |= {(self.rounds, point) for point in points}
+                self.points |= {(self.rounds, number, point) for point in points}
+                self.opening += sum(point <= life.live for point in points)
                 self.failures += failures
 
     def work(self, life: Life, images: int, number: int, i: int) -> tuple[int, int, set[int], list[str]]:
         """In a child: every WORKERS-th image."""
         name = f"{self.scenario.name}-{self.rounds}-{number}"
         path = os.path.join(self.directory, f"image-{name}-{i}")
-        judge = Judge(life.disk, life.history, life.created, path, f"{self.seed} {name}")
-        judge.run(range(i, images, WORKERS))
+        judge = life.judge(path, f"{self.seed} {name}").run(range(i, images, WORKERS))
         return judge.images, judge.lost, judge.points, [f"{name}: {text}" for text in judge.failures]
 
     def crash(self, life: Life, rng: random.Random, number: int) -> tuple[Files, tuple[State, dict[int, Value]]]:
-        """The end of a life before the last: an image with something to lose, and what comes back of it."""
+        """The end of a life that is not the last: an image, and what comes back of it."""
+        cut = self.scenario.cut and number == len(self.scenario.lives) - 2
+        points = range(life.live + 1) if cut else range(life.disk.end // 3, life.disk.end + 1)
+        at, _bias, image = draw(life.disk, rng, points)
         path = os.path.join(self.directory, f"crash-{self.rounds}-{number}")
-        judge = Judge(life.disk, life.history, life.created, path, "")
-        first = life.disk.end // 3
-        while True:
-            at, _bias, image = draw(life.disk, rng, 0 if self.scenario.early and number else first)
-            if self.scenario.early and number and at > life.live:
-                continue
-            try:
-                return image, judge.judge(at, image, rng)
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
+        try:
+            return image, life.judge(path, "").judge(at, image, rng)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def main(name: str, directory: str, images: str, seed: str) -> None:
@@ -131,6 +132,7 @@ def main(name: str, directory: str, images: str, seed: str) -> None:
         "images": driver.judged,
         "lossy": driver.lost,
         "points": len(driver.points),
+        "opening": driver.opening,
         "events": driver.events,
         "operations": driver.operations,
         "rounds": driver.rounds,

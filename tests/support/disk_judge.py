@@ -48,20 +48,23 @@ def observe(pc: Any) -> tuple[State, dict[int, Value]]:
 
 
 class Judge:
-    """Judges images of one life; `created`: the event after which the store must be there."""
+    """Judges images of one life; `created`: the event after which the store must be there; crash points often lie
+    before `focus`.
+    """
 
-    def __init__(self, disk: Disk, history: History, created: int, path: str, seed: str) -> None:
-        self.disk, self.history, self.created, self.path, self.seed = disk, history, created, path, seed
+    def __init__(self, disk: Disk, history: History, created: int, focus: int, path: str, seed: str) -> None:
+        self.disk, self.history, self.created, self.focus = disk, history, created, focus
+        self.path, self.seed = path, seed
         self.failures: list[str] = []
         self.points: set[int] = set()
         self.images = self.lost = 0
 
-    def run(self, numbers: range, first: int = 0) -> Judge:
+    def run(self, numbers: range) -> Judge:
         for number in numbers:
             if len(self.failures) == FAILURES:
                 break
             rng = random.Random(f"{self.seed} {number}")
-            crash, bias, image = draw(self.disk, rng, first)
+            crash, bias, image = draw(self.disk, rng, range(self.disk.end + 1), self.focus)
             faulthandler.dump_traceback_later(WATCHDOG, exit=True)
             try:
                 self.images += 1

@@ -259,9 +259,11 @@ def _stem(name: str) -> str:
 # ---- drawing
 
 
-def draw(disk: Disk, rng: random.Random, first: int) -> tuple[int, str, Files]:
-    """A crash point, at `first` or later, the name of a bias, and an image."""
-    crash = _crash_point(disk, rng, first)
+def draw(disk: Disk, rng: random.Random, points: range, focus: int = 0) -> tuple[int, str, Files]:
+    """A crash point out of `points`, often before `focus`; the name of a bias; an image."""
+    if focus and rng.random() < 0.4:
+        points = range(points.start, max(focus, points.start + 1))
+    crash = _crash_point(disk, rng, points)
     name = rng.choice(list(BIASES))
     pick = BIASES[name](disk, rng, crash)
     low, high = disk.moves_range(crash)
@@ -269,11 +271,13 @@ def draw(disk: Disk, rng: random.Random, first: int) -> tuple[int, str, Files]:
     return crash, name, disk.image(crash, pick, moves)
 
 
-def _crash_point(disk: Disk, rng: random.Random, first: int) -> int:
-    if rng.random() < 0.5 or not disk.boundaries:
-        return rng.randint(first, disk.end)
-    at = rng.choice(disk.boundaries) + rng.choice((0, 1, 1, 2, rng.randint(-20, 20), rng.randint(0, 200)))
-    return min(max(at, first), disk.end)
+def _crash_point(disk: Disk, rng: random.Random, points: range) -> int:
+    """Any, or one near a sync or an operation in the directory."""
+    near = disk.boundaries[bisect_left(disk.boundaries, points.start) : bisect_left(disk.boundaries, points.stop)]
+    if rng.random() < 0.5 or not near:
+        return rng.choice(points)
+    at = rng.choice(near) + rng.choice((0, 1, 1, 2, rng.randint(-20, 20), rng.randint(0, 200)))
+    return min(max(at, points.start), points.stop - 1)
 
 
 def _old(_disk: Disk, _rng: random.Random, _crash: int) -> Pick:

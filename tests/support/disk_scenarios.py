@@ -292,11 +292,12 @@ class Scenario:
 
     name: str
     lives: tuple[Callable[[World], None], ...]
-    early: bool = False  # the last crash point of a life before the last lies in its recovery
+    cut: bool = False  # the last life but one ends in its creation or recovery
 
 
 SCENARIOS = [
     Scenario("create", (create,)),
+    Scenario("create-cut", (create, create), cut=True),
     Scenario("writers", (writers,)),
     Scenario("groups", (groups,)),
     Scenario("rivals", (rivals,)),
@@ -304,7 +305,7 @@ SCENARIOS = [
     Scenario("deaths", (deaths,)),
     Scenario("close", (close,)),
     Scenario("recovery", (writers, go_on)),
-    Scenario("recovery-cut", (writers, go_on, go_on), early=True),
+    Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):
     SCENARIOS.append(Scenario("snapshots", (snapshots, go_on)))

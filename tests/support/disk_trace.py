@@ -19,6 +19,7 @@ from mmpc._native import ffi, lib
 
 STORE, GROW, CUT, SYNC_BEGIN, SYNC_END, CREATE, RENAME, UNLINK, NOTE = range(1, 10)
 SECTOR = 512
+PIECE = 64
 HEADER = 64
 _EVENT = struct.Struct("<IIQQII")
 _MODULES = ("mmpc._files", "mmpc._store", "mmpc._snapshot", "mmpc._recovery")  # those of them that there are
@@ -165,9 +166,9 @@ class RecordingOs:
 
 
 def _wrote(fd: int, data: bytes, at: int) -> None:
-    """Sector by sector: each reaches the disk by itself."""
+    """In pieces: each sector reaches the disk by itself, and one that is just written may be torn."""
     file = os.fstat(fd).st_ino
     while data:
-        n = SECTOR - at % SECTOR
+        n = PIECE - at % PIECE
         event(STORE, file, at, data[:n])
         data, at = data[n:], at + n
