@@ -313,4 +313,5 @@ void mm_destroy(mm *m)
 }
 
 int mm_is_closed(const mm *m) { return pv_load(&m->finished) != 0; }
+uint32_t mm_slot_number(const mm *m) { return m->slot_index; }
 uint64_t mm_limit(const mm *m) { return (m->group_limit - MM_RECORD_HEADER) & ~UINT64_C(7); }

@@ -89,6 +89,8 @@ int hot_key_of(hot_verbs *self, PyObject *pid, PyObject *key, mm_key *out);
 int hot_check_tx(hot_verbs *self, PyObject *tx);
 /* self._mend(...): 0: try the verb again, with self->m read anew; -1: an exception. */
 int hot_mend(hot_verbs *self, int status, const mm_result *r, PyObject *pid, PyObject *fragment);
+/* self._due(): the log has grown enough for a snapshot.  What goes wrong there is no error of the write that noticed it. */
+void hot_due(hot_verbs *self);
 /* The handle was unbound in the middle of a verb, by one of its callbacks or by another thread: raises, answers -1. */
 int hot_closed(hot_verbs *self);
 

@@ -98,6 +98,13 @@ int hot_mend(hot_verbs *self, int status, const mm_result *r, PyObject *pid, PyO
     return answer ? 0 : -1;
 }
 
+void hot_due(hot_verbs *self)
+{
+    PyObject *answer = PyObject_CallMethod((PyObject *)self, "_due", NULL);
+    if (!answer) PyErr_Clear();
+    Py_XDECREF(answer);
+}
+
 int hot_closed(hot_verbs *self)
 {
     mm_result r = {0};

@@ -47,17 +47,19 @@ static int write_page(hot_verbs *self, hot_core core, const mm_key *key, int kno
     *r = (mm_result){0};
     if (!self->m && hot_mend(self, MM_CLOSED, r, pid, fragment) < 0) return -1;
     if (hot_encode(self, fragment, &payload) < 0) return -1;
-    int failed = 0;
+    int failed = 0, due = 0;
     while (!failed) {
         mm *m = self->m;
         int status = !m ? MM_CLOSED : !known ? MM_NOPAGE : run(core, m, key, &payload, r);
         if (status == MM_OK) {
             if (r->tidy && self->kind) tidy(m, r, payload.n);
+            due |= r->due != 0;
             break;
         }
         failed = hot_mend(self, status, r, pid, fragment) < 0;
     }
     hot_payload_clear(&payload);
+    if (due) hot_due(self);
     return failed ? -1 : 0;
 }
 
@@ -145,6 +147,7 @@ typedef struct hot_batch { /* everything is encoded before anything is applied *
     Py_ssize_t count, done;
     uint8_t *bytes;
     uint64_t filled, room;
+    int due;
 } hot_batch;
 
 static void batch_clear(hot_batch *b)
@@ -224,6 +227,7 @@ static int batch_apply(mm *m, int native, hot_batch *b, mm_result *r)
         int status = mm_append(m, item->pid, b->bytes + item->offset, item->length, r);
         if (status != MM_OK) return status;
         b->keys[b->done] = r->key;
+        b->due |= r->due != 0;
         if (r->tidy && native) (void)mm_consolidate_native(m, item->pid, &(mm_result){0});
     }
     return MM_OK;
@@ -282,6 +286,7 @@ PyObject *hot_append_many(hot_verbs *self, PyObject *const *args, Py_ssize_t nar
     if (batch_fill(self, &b, in[0]) == 0) {
         if (batch_run(self, &b) == 0) keys = batch_keys(self, &b);
         else note_applied(self, &b);
+        if (b.due && keys) hot_due(self);
     }
     batch_clear(&b);
     return keys;

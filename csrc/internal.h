@@ -49,6 +49,7 @@ struct mm {
     uint64_t allocations;
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
+    bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
     mm_lease lease;
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
@@ -130,6 +131,11 @@ uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uin
 uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
 void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */
 void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head);                 /* its bytes are live no more */
+
+/* snapshot.c */
+bool mm_snapshot_wanted(mm *m);
+int mm_snapshot_entries(int fd, const mm_snapshot_info *i, mm_snapshot_entry *out);                     /* 0, errno or -1 */
+int mm_snapshot_heads(int fd, const mm_snapshot_info *i, uint64_t from, uint64_t n, void *out);
 
 /* read.c */
 #define MM_CHAIN_MAX 256u

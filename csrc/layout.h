@@ -127,7 +127,7 @@ _Static_assert(sizeof(mm_lease_header) == 48 && offsetof(mm_lease_header, previo
 #define MM_MARK_LEASES (MM_MARK_SECTORS * MM_SECTOR_LEASES)
 typedef struct mm_lease_fill { uint64_t address, fill; } mm_lease_fill;
 /* A mark fills all sectors of a block, each checksummed alone.  It is written after the log was synced, so one whole sector is enough:
- * torn by a crash or damaged in part, a mark still says its epoch.  A block that was written and has no whole sector was damaged. */
+ * torn by a crash or damaged in part, a mark still says its epoch.  A block without a whole and without a zero sector was damaged. */
 typedef struct mm_mark_sector {
     uint64_t magic;
     uint32_t crc;        /* crc32c of the sector behind it, seeded with the uuid */
@@ -220,8 +220,9 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(log_snapshot); /* log_taken when the newest snapshot was begun */
     MM_LINE(snapshot_due); /* CLOCK_MONOTONIC, ns: until then somebody is taken to write one */
     MM_LINE(snapshots);    /* written in this life */
+    MM_LINE(snapshot_epoch); /* epoch when the copy of the newest one began: what has an LSN below is in it */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 32 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 33 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u

@@ -38,7 +38,7 @@ enum mm_status {
 };
 
 /* Where damage was found. */
-enum mm_file { MM_FILE_NONE = 0, MM_FILE_LOG = 1, MM_FILE_TABLE = 2, MM_FILE_CONTROL = 3, MM_FILE_IDS = 4, MM_FILE_RTS = 5, MM_FILE_MARKS = 6 };
+enum mm_file { MM_FILE_NONE = 0, MM_FILE_LOG = 1, MM_FILE_TABLE = 2, MM_FILE_CONTROL = 3, MM_FILE_IDS = 4, MM_FILE_RTS = 5, MM_FILE_MARKS = 6, MM_FILE_SNAPSHOT = 7 };
 
 /* What a caller needs to go on with a page: valid until somebody writes to it. */
 typedef struct mm_key {
@@ -60,6 +60,7 @@ typedef struct mm_result {
     uint32_t whole;      /* read: nothing of a cached value is needed */
     uint32_t merged;     /* read: the buffer holds one value, not an array of fragments */
     uint32_t tidy;       /* the chain is long enough to be consolidated */
+    uint32_t due;        /* the log has grown enough for a snapshot */
     uint32_t file;
     int32_t os_error;
 } mm_result;
@@ -134,13 +135,28 @@ int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
 
 typedef struct mm_scan_report {
     uint64_t segments, leases, records, committed, applied, discarded, pages, max_colour, bytes;
+    uint64_t scanned; /* segments that had to be read */
 } mm_scan_report;
+typedef struct mm_snapshot_info {
+    uint64_t a, b, salt, segments, pages, log_size, log_taken;
+    uint32_t chunks_crc;
+} mm_snapshot_info;
 /* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
 /* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and
- * <= limit, the highest version of each page wins.  Exclusive callers only, after mm_format. */
-int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, mm_scan_report *report, mm_result *r);
+ * <= limit, the highest version of each page wins.  `snapshot`: a descriptor, and what mm_snapshot_look said of it, after mm_snapshot_check; or -1.
+ * Exclusive callers only, after mm_format. */
+int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
+               mm_scan_report *report, mm_result *r);
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
+
+/* ---- snapshots --------------------------------------------------------------------------------------------------------- */
+
+int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r); /* into an empty file; whole and durable on return */
+int mm_snapshot_claim(mm *m);  /* 1: one is worth it, and the caller is to write it */
+int mm_snapshot_stale(mm *m);  /* 1: something was written since the newest one */
+int mm_snapshot_look(const mm_config *c, int fd, mm_snapshot_info *info, mm_result *r);
+int mm_snapshot_check(const mm_config *c, int fd, const mm_snapshot_info *info, mm_result *r);
 
 /* ---- looking ----------------------------------------------------------------------------------------------------------- */
 
@@ -160,6 +176,7 @@ int mm_unlock_range(int fd, uint64_t start, uint64_t length);
 int mm_filesystem(int fd, uint64_t *type);
 int mm_sync_fd(int fd);                                       /* fdatasync, through the seam: MM_OK or MM_OS via errno */
 int mm_reap_all(mm *m, uint64_t *reaped);                     /* reaps every dead slot */
+uint32_t mm_slot_number(const mm *m);                         /* of this attachment */
 uint64_t mm_limit(const mm *m);                               /* largest payload in bytes */
 
 #endif

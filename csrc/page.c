@@ -187,6 +187,13 @@ static int check_payload(const mm *m, change *c, mm_result *r)
     return c->tag ? MM_OK : MM_TYPE;
 }
 
+/* A lease taken since the last write that returned has made a snapshot worth its while. */
+static void tell_due(mm *m, mm_result *r)
+{
+    r->due = m->due;
+    m->due = false;
+}
+
 static int publish(mm *m, change *c, mm_result *r)
 {
     memset(r, 0, sizeof *r);
@@ -197,6 +204,7 @@ static int publish(mm *m, change *c, mm_result *r)
     mm_announce(m);
     rc = try_publish(m, c, r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
+    if (!rc) tell_due(m, r);
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
     mm_publish_end(m);
     return rc;
@@ -260,6 +268,7 @@ int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
         rc = try_publish(m, &c, r);
         if (rc && rc != MM_CONFLICT) mm_id_return(m, c.pid);
     } while (rc == MM_CONFLICT);
+    if (!rc) tell_due(m, r);
     mm_publish_end(m);
     return rc;
 }

@@ -1,4 +1,4 @@
-/* scan.c - reads the log from its bytes alone, and rebuilds the table from it.
+/* scan.c - reads the log from its bytes, all of it or what a snapshot does not know, and rebuilds the table from it.
  *
  * Segment header -> leases (stepping over absent ones by a block) -> records, up to the first bad one of a lease.  A scan never looks for
  * records inside what it has stepped over, and every checksum is seeded with the generation's salt and the address, so a payload that
@@ -29,6 +29,12 @@ typedef struct scan {
     found_lease *leases; /* in order of address */
     uint64_t found, room;
     uint64_t stable;     /* newest durable epoch that any header knows of */
+    uint64_t segments;
+    bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
+    int snapshot;        /* descriptor, or -1 */
+    const mm_snapshot_info *info;
+    mm_snapshot_entry *entries;
+    uint64_t *owed, owed_count, owed_room; /* pages whose head in the snapshot is gone: a record that was read must stand for it */
 } scan;
 
 static bool colour_counts(const scan *s, uint64_t colour)
@@ -47,7 +53,9 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
     uint64_t head = at_load_relaxed(&s->m->table[pid]);
     if (head) {
         const mm_record *now = (const mm_record *)(s->m->log + mm_head_address(head));
-        if (now->version >= rec->version) return MM_OK;
+        /* Of two that are equal the one that was read wins: a snapshot may name a record that nobody committed or saw, and that a
+         * recovery without that snapshot did not find. */
+        if (now->version > rec->version) return MM_OK;
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);
@@ -125,13 +133,12 @@ static int scan_lease(scan *s, uint64_t at, uint64_t end, uint32_t seed)
 }
 
 /* Blocks of the lease at `at`, or 0 if there is none. */
-static uint64_t lease_blocks(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t generation)
+static uint64_t lease_blocks(const scan *s, uint64_t at, uint32_t seed, uint64_t generation)
 {
     mm_lease_header h;
     memcpy(&h, s->m->log + at, sizeof h);
     bool ok = h.magic == MM_LEASE_MAGIC && h.address == at && h.generation == generation && h.blocks
               && h.crc == crc32c_extend(seed, (const uint8_t *)&h + 4, sizeof h - 4) && h.blocks <= (s->m->segment_size - at % s->m->segment_size) / MM_BLOCK;
-    (void)end;
     return ok ? h.blocks : 0;
 }
 
@@ -142,17 +149,22 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-/* Nothing is ever appended to a segment of an earlier life: it is SEALED. */
-static int scan_segment(scan *s, uint64_t n)
+static uint64_t segment_end(const scan *s, uint64_t n)
+{
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    return end < s->size ? end : s->size;
+}
+
+/* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
+static void adopt_segment(scan *s, uint64_t n)
 {
     mm *m = s->m;
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
-    uint64_t base = n << m->segment_shift, end = base + m->segment_size;
-    if (end > s->size) end = s->size;
-    if (base + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
+    if ((n << m->segment_shift) + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
         at_add_relaxed(&m->g->free_segments, 1);
-        return MM_OK;
+        s->read[n] = false;
+        return;
     }
     s->report->segments++;
     if (h.stable > s->stable) s->stable = h.stable;
@@ -161,13 +173,66 @@ static int scan_segment(scan *s, uint64_t n)
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
     at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
-    uint32_t seed = mm_segment_seed(m, e);
-    for (uint64_t at = base + MM_BLOCK; at + MM_BLOCK <= end;) {
-        uint64_t blocks = lease_blocks(s, at, end, seed, h.generation), stop = at + blocks * MM_BLOCK;
+    const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
+    s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
+    if (!s->read[n]) at_store_relaxed(&e->live, known->live);
+}
+
+static int read_segment(scan *s, uint64_t n)
+{
+    mm *m = s->m;
+    uint32_t seed = mm_segment_seed(m, &m->segments[n]);
+    uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
+    s->report->scanned++;
+    for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+        uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
         at = blocks ? stop : at + MM_BLOCK;
     }
+    return MM_OK;
+}
+
+/* ---- the heads of a snapshot ------------------------------------------------------------------------------------------------- */
+
+/* A head counts, committed or not, if its segment still has the generation that the snapshot noted (C8).  Else the page has a newer record. */
+static int take_head(scan *s, uint64_t pid, uint64_t *head)
+{
+    uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
+    if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
+    if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    if (mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) == s->entries[n].word >> 32) return MM_OK;
+    *head = 0;
+    if (s->owed_count == s->owed_room) {
+        uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
+        if (!more) return mm_os_failed(s->r, ENOMEM);
+        s->owed = more;
+        s->owed_room = room;
+    }
+    s->owed[s->owed_count++] = pid;
+    return MM_OK;
+}
+
+static int take_heads(scan *s)
+{
+    mm *m = s->m;
+    uint64_t pages = s->info->pages;
+    int rc = pages ? mm_table_cover(m, pages - 1, s->r) : MM_OK;
+    for (uint64_t from = 0; !rc && from < pages; from += 8192) {
+        uint64_t n = pages - from < 8192 ? pages - from : 8192, *heads = (uint64_t *)(void *)(m->table + from); /* nobody else is here */
+        int e = mm_snapshot_heads(s->snapshot, s->info, from, n, heads);
+        if (e) return e < 0 ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : mm_os_failed(s->r, e);
+        for (uint64_t i = 0; !rc && i < n; i++)
+            if (heads[i]) rc = take_head(s, from + i, &heads[i]);
+    }
+    if (!rc) at_max_release(&m->g->max_pid, pages);
+    return rc;
+}
+
+static int check_owed(const scan *s)
+{
+    for (uint64_t i = 0; i < s->owed_count; i++)
+        if (!at_load_relaxed(&s->m->table[s->owed[i]])) return mm_corrupt(s->r, MM_FILE_LOG, s->info->log_size);
     return MM_OK;
 }
 
@@ -184,8 +249,12 @@ static found_lease *find_lease(const scan *s, uint64_t address)
     return low < s->found && s->leases[low].address == address ? &s->leases[low] : NULL;
 }
 
+/* What lies in a segment that was not read is known by its heads: damage there is found by who reads the page. */
 static int require(const scan *s, uint64_t address, uint64_t filled, found_lease **found)
 {
+    uint64_t n = address >> s->m->segment_shift;
+    *found = NULL;
+    if (n < s->segments && !s->read[n] && mm_segword_state(at_load_relaxed(&s->m->segments[n].word)) == MM_SEG_SEALED) return MM_OK;
     found_lease *l = find_lease(s, address);
     if (!l) return mm_corrupt(s->r, MM_FILE_LOG, address);
     *found = l;
@@ -205,7 +274,7 @@ static int check_required(scan *s)
     for (uint64_t i = 0; !rc && i < s->found; i++) {
         if (!s->leases[i].counts || !s->leases[i].previous) continue;
         rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);
-        if (!rc) l->followed = true;
+        if (!rc && l) l->followed = true;
     }
     return rc;
 }
@@ -227,47 +296,84 @@ static int hand_on_leases(scan *s)
     return MM_OK;
 }
 
-/* Pages found, and what of the log they hold. */
-static int count_pages(scan *s)
+/* Adds up the live bytes of the segments that were read; what they hold of a chain is whole. */
+static int count_chain(scan *s, uint64_t pid, uint64_t head)
 {
+    mm *m = s->m;
     mm_view v;
     bool helped;
-    for (uint64_t pid = 0; pid < at_load_relaxed(&s->m->g->max_pid); pid++) {
-        uint64_t h = pid < pv_load_relaxed(&s->m->table_safe) ? at_load_relaxed(&s->m->table[pid]) : 0;
+    int rc = mm_look_head(m, pid, head, &v, &helped, s->r);
+    while (!rc) {
+        uint64_t n = v.address >> m->segment_shift;
+        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_span_of(mm_shape_length(v.shape)));
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
+        rc = mm_look(m, pid, v.prev, &v, s->r);
+    }
+    return rc;
+}
+
+/* Pages found; those whose newest record was read now are walked, the others when somebody reads them. */
+static int count_pages(scan *s)
+{
+    mm *m = s->m;
+    for (uint64_t pid = 0; pid < at_load_relaxed(&m->g->max_pid); pid++) {
+        uint64_t h = pid < pv_load_relaxed(&m->table_safe) ? at_load_relaxed(&m->table[pid]) : 0;
         if (!h) continue;
         s->report->pages++;
-        int rc = mm_look_head(s->m, pid, h, &v, &helped, s->r);
-        while (!rc) {
-            at_add_relaxed(&s->m->segments[v.address >> s->m->segment_shift].live, mm_span_of(mm_shape_length(v.shape)));
-            if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
-            rc = mm_look(s->m, pid, v.prev, &v, s->r);
-        }
+        int rc = s->read[mm_head_address(h) >> m->segment_shift] ? count_chain(s, pid, h) : MM_OK;
         if (rc) return rc;
     }
     return MM_OK;
 }
 
-static int scan_all(scan *s)
+static int prepare_scan(scan *s)
 {
     mm *m = s->m;
     s->size = mm_os_size(m->config.log);
-    uint64_t n = (s->size + m->segment_size - 1) >> m->segment_shift;
+    uint64_t n = s->segments = (s->size + m->segment_size - 1) >> m->segment_shift;
     if (n > MM_MAX_SEGMENTS || s->size > m->log_window) return mm_corrupt(s->r, MM_FILE_LOG, s->size);
     int e = mm_os_grow(m->config.control, MM_CONTROL_SEGMENTS, MM_CONTROL_SEGMENTS + (n * sizeof(mm_segment) + MM_BLOCK) / MM_BLOCK * MM_BLOCK);
     if (e) return mm_os_failed(s->r, e);
     at_store_relaxed(&m->g->segments, n);
     at_store_relaxed(&m->g->log_size, s->size);
-    for (uint64_t i = 0; i < n; i++) {
-        int rc = scan_segment(s, i);
-        if (rc) return rc;
-    }
-    at_store_relaxed(&m->g->sweep, 0); /* free ids are found again */
-    int rc = check_required(s);
-    if (!rc) rc = hand_on_leases(s);
-    return rc ? rc : count_pages(s);
+    s->read = calloc(n + 1, sizeof *s->read);
+    if (!s->read) return mm_os_failed(s->r, ENOMEM);
+    if (s->snapshot < 0) return MM_OK;
+    s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
+    if (!s->entries) return mm_os_failed(s->r, ENOMEM);
+    e = mm_snapshot_entries(s->snapshot, s->info, s->entries);
+    return e ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : MM_OK;
 }
 
-int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, mm_scan_report *report, mm_result *r)
+/* How much was written since the snapshot, so that the next one comes in time. */
+static void note_snapshot(scan *s)
+{
+    uint64_t before = s->info ? s->info->log_taken : 0, read = 0;
+    for (uint64_t i = 0; i < s->segments; i++) read += s->read[i] ? s->m->segment_size : 0;
+    at_store_relaxed(&s->m->g->log_snapshot, before);
+    at_store_relaxed(&s->m->g->log_taken, before + read);
+    at_store_relaxed(&s->m->g->snapshot_epoch, s->info ? s->info->a : 1);
+}
+
+static int scan_all(scan *s)
+{
+    int rc = prepare_scan(s);
+    for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);
+    if (!rc && s->snapshot >= 0) rc = take_heads(s);
+    for (uint64_t i = 0; !rc && i < s->segments; i++)
+        if (s->read[i]) rc = read_segment(s, i);
+    if (!rc) rc = check_required(s);
+    if (!rc) rc = check_owed(s);
+    if (!rc) rc = hand_on_leases(s);
+    if (!rc) rc = count_pages(s);
+    if (rc) return rc;
+    at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
+    note_snapshot(s);
+    return MM_OK;
+}
+
+int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
+               mm_scan_report *report, mm_result *r)
 {
     memset(report, 0, sizeof *report);
     memset(r, 0, sizeof *r);
@@ -281,9 +387,13 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
         return mm_os_failed(r, e);
     }
     mm_set_limits(m);
-    scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .report = report, .r = r };
+    scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
+               .report = report, .r = r };
     int rc = scan_all(&s);
     free(s.leases);
+    free(s.read);
+    free(s.entries);
+    free(s.owed);
     mm_os_unmap_files(m);
     free(m);
     return rc;

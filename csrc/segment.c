@@ -239,6 +239,7 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     mm_account_flush(m);
     if (l->start) mm_lease_ended(m);
     at_add_relaxed(&m->g->log_taken, blocks * MM_BLOCK);
+    if (mm_snapshot_wanted(m) && at_load_relaxed(&m->g->snapshot_due) < mm_os_monotonic()) m->due = true;
     l->start = (n << m->segment_shift) + first * MM_BLOCK;
     l->end = l->start + blocks * MM_BLOCK;
     l->segment = (uint32_t)n;

@@ -169,8 +169,6 @@ static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
     return rc;
 }
 
-int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch) { return at_load_relaxed(&m->g->failed) ? MM_FAILED : mm_enter_failed(m, pin, epoch); }
-
 int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch)
 {
     if (*m->alive != MM_ALIVE) return MM_FORKED;
@@ -206,6 +204,15 @@ void mm_leave(mm *m, uint32_t pin)
     pthread_mutex_lock(&m->sharing);
     if (--m->sharers == 0) drop_pin(m, MM_PIN_SHARED); /* under the mutex: a new sharer must not lose its pin */
     pthread_mutex_unlock(&m->sharing);
+}
+
+/* `failed` is asked inside: before, the mapping may just go away. */
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch)
+{
+    int rc = mm_enter_failed(m, pin, epoch);
+    if (rc || !at_load_relaxed(&m->g->failed)) return rc;
+    mm_leave(m, *pin);
+    return MM_FAILED;
 }
 
 int mm_pin(mm *m, uint32_t *index, uint64_t *epoch) { return mm_enter(m, index, epoch); }

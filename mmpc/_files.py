@@ -164,6 +164,41 @@ def write_config(path: str, config: Config) -> None:
     sync_directory(path)
 
 
+def is_snapshot(name: str) -> bool:
+    """Whether it is the name of a snapshot: `snapshot-` and sixteen hexadecimal digits."""
+    digits = name.removeprefix("snapshot-")
+    return len(name) == 25 and len(digits) == 16 and all(c in "0123456789abcdef" for c in digits)
+
+
+def is_temporary_snapshot(name: str) -> bool:
+    """Whether it is the name of a snapshot that is being written: `snapshot.new-` and a slot."""
+    return name.startswith("snapshot.new-") and name.removeprefix("snapshot.new-").isdecimal()
+
+
+def create_file(name: str) -> int:
+    """A descriptor of an empty file of that name, whatever was there."""
+    return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR | _SAFELY, 0o600)
+
+
+def open_file(name: str) -> int:
+    """A descriptor for reading. CorruptionError: it is no regular file."""
+    fd = os.open(name, os.O_RDONLY | _SAFELY)
+    try:
+        _check_regular(fd, os.path.dirname(name), os.path.basename(name))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def remove_file(name: str) -> None:
+    """Removes a file, unless somebody else did."""
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        return
+
+
 def sync_directory(path: str) -> None:
     """Makes creations and renames in `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -188,20 +223,23 @@ def boot_id() -> bytes:
 
 
 def make_directory(path: str) -> None:
-    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or
-    empty.
+    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or empty.
+
+    The names of the directory, and of the parents that were missing, are durable on return.
     """
-    parent = os.path.dirname(path)
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-        sync_directory(parent or ".")
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise errors.IncompatibleStore(f"{path!r} exists and is not a directory") from None
+    missing = [path]
+    while not os.path.isdir(parent := os.path.dirname(missing[-1])) and parent != missing[-1]:
+        missing.append(parent)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700 if directory == path else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
+        if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
+            sync_directory(os.path.dirname(directory))
     known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
-    foreign = sorted(set(os.listdir(path)) - known)
+    foreign = sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
     if foreign:
         raise errors.IncompatibleStore(
             f"{path!r} is not an mmpc store: it holds {', '.join(foreign[:5])}; choose an empty directory"
@@ -306,6 +344,7 @@ def _explained(e: OSError, path: str, name: str) -> Exception:
 def remove_store(path: str) -> None:
     """Removes a store's files and its directory (temporary stores, at the last close)."""
     for name in (
+        *(n for n in os.listdir(path) if is_snapshot(n) or is_temporary_snapshot(n)),
         *VOLATILE,
         *(n + ".new" for n in VOLATILE),
         "config.new",

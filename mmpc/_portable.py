@@ -207,6 +207,9 @@ class Verbs(Generic[T]):
         self._binding = None
         self._objects.clear()
 
+    def _due(self) -> None:
+        """A write noticed that the log has grown enough for a snapshot."""
+
     def _mend(self, status: int, result: tuple[int, ...], pid: int, fragment: Any) -> None:
         raise errors.Closed("this handle was never opened")
 
@@ -461,8 +464,11 @@ class Verbs(Generic[T]):
         """The key of a write that succeeded; a consolidation that fails is no error of the write."""
         key = _key(r)
         binding = self._binding
+        due = bool(r.due)
         if r.tidy and binding is not None and binding.kind:
             lib.mm_consolidate_native(binding.mm, key.pid, r)
+        if due:
+            self._due()
         return key
 
 

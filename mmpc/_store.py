@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, errors
+from . import _files, _recovery, _snapshot, errors
 from ._files import Config, Descriptors
 from ._native import ffi, lib
+from ._recovery import must
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ class Attachment:
     freed when the next attachment is made.
     """
 
-    __slots__ = ("__weakref__", "mm")
+    __slots__ = ("__weakref__", "mm", "slot")
 
     def __init__(self, mm: Any) -> None:
         while _graves:
             lib.mm_destroy(_graves.pop())
         self.mm = mm
+        self.slot = int(lib.mm_slot_number(mm))
 
     def __del__(self) -> None:
         lib.mm_close(self.mm)
@@ -51,7 +53,7 @@ _graves: list[Any] = []
 class Options:
     """What this process asks for; the store's own facts are in Config."""
 
-    __slots__ = ("kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+    __slots__ = ("flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
 
     def __init__(
         self,
@@ -61,7 +63,9 @@ class Options:
         threshold: int,
         segment_shift: int | None,
         temporary: bool,
+        flush_every_ms: int | None = None,
     ) -> None:
+        self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
         self.kind = kind
@@ -209,25 +213,28 @@ def _recover(config: Config, options: Options) -> Attachment | None:
     state does: colours up to the newest mark, and what lies above is recorded as discarded before anybody can
     write, so that it never comes back.  Cut off anywhere, it is done again.
     """
-    r, newest = ffi.new("mm_result *"), ffi.new("uint64_t *")
+    r, newest, begun = ffi.new("mm_result *"), ffi.new("uint64_t *"), time.monotonic()
     with Descriptors() as files:
         files.open(options.path, ("log", "marks", "lock"))
         limit = _limit(config, options, files)
         if limit is None:
             return None
         _exclude_others(files.get("lock"), options.path)
+        _snapshot.remove_temporary(options.path)
         for name in _files.VOLATILE:
             files.open(options.path, (name,), suffix=".new", create=True)
         c = _core_config(config, options, files)
-        _must(lib.mm_marks_newest(c, newest, r), r)
-        durable = newest[0]
-        _must(lib.mm_format(c, r), r)
-        epoch, config = _rebuild(c, config, options, durable if limit else 2**64 - 1, durable)
-        _must(lib.mm_set_epoch(c, epoch, durable, r), r)
-        _must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
+        must(lib.mm_marks_newest(c, newest, r), r)
+        found = _recovery.Found(c, config, options.path, int(newest[0]), limit)
+        epoch = found.rebuild()
+        _snapshot.keep_only(options.path, found.used)
+        must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
+        must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
         for name in _files.VOLATILE:
             os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
-        return _take_over(c, files, options)
+        attachment = _take_over(c, files, options)
+    found.tell(time.monotonic() - begun)
+    return attachment
 
 
 def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
@@ -252,7 +259,7 @@ def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
-        _must(lib.mm_identity_clear(c, r), r)
+        must(lib.mm_identity_clear(c, r), r)
         return not trusted
 
 
@@ -264,30 +271,6 @@ def _exclude_others(fd: int, path: str) -> None:
             return
         time.sleep(0.01)
     raise errors.StoreBusy(f"{path!r} must be recovered, but other processes still have it open; close them first")
-
-
-def _rebuild(c: Any, config: Config, options: Options, limit: int, durable: int) -> tuple[int, Config]:
-    """Fills table and segments from the log: the next epoch, and the config with what was discarded."""
-    r, report = ffi.new("mm_result *"), ffi.new("mm_scan_report *")
-    flat = [x for pair in config.discards for x in pair]
-    pairs = ffi.new("uint64_t[]", flat)
-    rc = lib.mm_sync_fd(c.log)
-    if rc:
-        raise OSError(rc, os.strerror(rc), os.path.join(options.path, "log"))
-    _must(lib.mm_rebuild(c, limit, pairs, len(config.discards), report, r), r)
-    epoch = max([report.max_colour, durable, *flat]) + 1
-    if limit == durable and report.max_colour > durable:
-        config = Config(
-            config.uuid,
-            config.segment_shift,
-            config.materializer,
-            config.codec,
-            config.created,
-            (*config.discards, (durable, epoch)),
-        )
-        epoch += 1
-        _files.write_config(options.path, config)
-    return epoch, config
 
 
 def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
@@ -302,14 +285,9 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
         rc = lib.mm_install(mm, pid, payload, len(payload), r)
         if rc not in (errors.OK, errors.CONFLICT):
             raise _failed(rc, r, pid)
-    _must(lib.mm_flush(mm, 0, advanced, r), r)
-    _must(lib.mm_identity_write(c, 1, r), r)
+    must(lib.mm_flush(mm, 0, advanced, r), r)
+    must(lib.mm_identity_write(c, 1, r), r)
     return attachment
-
-
-def _must(rc: int, r: Any) -> None:
-    if rc:
-        raise _failed(rc, r)
 
 
 # ---- leaving
@@ -352,15 +330,22 @@ def remove_if_last(path: str) -> None:
         return  # somebody else has removed it
 
 
-def flush_for_good(attachment: Attachment) -> Exception | None:
-    """The last flush of a life, twice: both mark blocks of the slot then cover everything, and damage to one
-    costs nothing.  Returns what went wrong.
+def settle(attachment: Attachment, path: str) -> Exception | None:
+    """The last flush of a life, and a snapshot if something was written since the newest one.
+
+    Returns what went wrong with the flush. A snapshot that cannot be written costs the next recovery time.
     """
     r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
-    for _ in range(2):
-        rc = lib.mm_flush(attachment.mm, 0, advanced, r)
-        if rc:
-            return _failed(rc, r)
+    rc = lib.mm_flush(attachment.mm, 0, advanced, r)
+    if rc:
+        return _failed(rc, r)
+    if lib.mm_snapshot_stale(attachment.mm):
+        try:
+            _snapshot.write(attachment.mm, path, attachment.slot)
+        except (errors.MmpcError, OSError) as e:
+            import logging
+
+            logging.getLogger("mmpc").warning("%s: no snapshot was written: %s", path, e)
     return None
 
 
@@ -374,7 +359,7 @@ def flush_after_last(options: Options) -> None:
     except (errors.MmpcError, OSError):
         return
     if attachment is not None:
-        error = flush_for_good(attachment)
+        error = settle(attachment, options.path)
         lib.mm_close(attachment.mm)
         if error is not None:
             raise error

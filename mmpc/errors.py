@@ -116,7 +116,9 @@ class FragmentTypeError(MmpcError, TypeError):
     """The fragment does not fit the materializer, or the other fragments of its page."""
 
 
-FILES = {1: "log", 2: "table", 3: "control", 4: "ids", 5: "rts", 6: "marks"}
+FILES = {1: "log", 2: "table", 3: "control", 4: "ids", 5: "rts", 6: "marks", 7: "snapshot"}
+
+SNAPSHOT = 7
 
 # Status codes of csrc/mmpc.h.
 OK, CONFLICT, NOPAGE, FREED, CHAIN, CORRUPT, FULL, TOOBIG, FORKED = range(9)

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 
-from . import _files, _store, errors
+from . import _files, _maintenance, _snapshot, _store, errors
 from ._face import Materialized, PagePtr, T, Verbs
 from ._native import ffi, lib
 from .materializer import Materializer, by_name
@@ -34,6 +34,7 @@ def open(
     cache_capacity: int = DEFAULT_CACHE,
     page_consolidation_threshold: int = DEFAULT_THRESHOLD,
     segment_size: int | None = None,
+    flush_every_ms: int | None = None,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -42,7 +43,9 @@ def open(
     writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
     cache of decoded values.  Chains of more than `page_consolidation_threshold` fragments are merged to one
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
-    good; a page must fit a segment.
+    good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
+    that what any process writes is flushed within about that time: one flush a period, however many processes
+    ask for it, and none when nothing is dirty.  None, the default: who needs durability calls `flush`.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -63,10 +66,12 @@ def open(
         if segment_size & (segment_size - 1):
             raise ValueError(f"segment_size must be a power of two, not {segment_size}")
         shift = segment_size.bit_length() - 1
+    if flush_every_ms is not None:
+        _check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else _NEVER
-    options = _store.Options(where, name, kind, threshold, shift, temporary)
+    options = _store.Options(where, name, kind, threshold, shift, temporary, flush_every_ms)
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -105,11 +110,13 @@ class PageCache(Verbs[T]):
         "_attachment",
         "_capacity",
         "_closed",
+        "_flusher",
         "_former",
         "_lock",
         "_materializer",
         "_options",
         "_pid",
+        "_snapshotter",
         "_was_recovered",
     )
 
@@ -123,8 +130,16 @@ class PageCache(Verbs[T]):
         self._attachment, existed = _store.open_store(options, create)
         self._pid = os.getpid()
         self._was_recovered = existed
+        self._flusher: _maintenance.Flusher | None = None
+        self._snapshotter: _maintenance.Snapshotter | None = None
         self._bind_face()
         _handles.add(self)
+        self._start_flusher()
+
+    def _start_flusher(self) -> None:
+        period = self._options.flush_every_ms
+        if period is not None and not isinstance(self, ReadOnlyPageCache):
+            self._flusher = _maintenance.Flusher(self, period)
 
     def _bind_face(self) -> None:
         from . import codec
@@ -207,8 +222,10 @@ class PageCache(Verbs[T]):
     # ---- durability
 
     def flush(self) -> int:
-        """Makes everything that any process did before durable.  Returns how far `stable_lsn` rose (0:
-        nothing was dirty).
+        """Makes everything that any process did before durable.  Returns how far `stable_lsn` rose while it
+        waited (0: nothing was dirty, and no sync was made).  Callers at the same time share syncs.
+
+        Errors: StoreFailed (a sync failed, here or elsewhere), DiskFullError (no room for the mark).
         """
         return self._flush(0)
 
@@ -231,6 +248,30 @@ class PageCache(Verbs[T]):
             if status == errors.OK:
                 return int(advanced[0])
             self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), 0, None)
+
+    def snapshot(self) -> int:
+        """Writes a snapshot of the page table, so that the next recovery has less to read; nobody pauses
+        meanwhile.  Flushes.  Returns the epoch that it stands for.
+
+        Snapshots are also written by themselves: when the log has grown by 64 MiB and by twice their size, and at
+        the last close.  Errors: StoreFailed, DiskFullError, OSError; the older snapshot stays then.
+        """
+        while True:
+            self._here()
+            try:
+                return _snapshot.write(self._attachment.mm, self._options.path, self._attachment.slot)
+            except errors.Closed:
+                if self._closed or not self._orphaned():
+                    raise
+                self._reattach()
+
+    def _due(self) -> None:
+        """A write noticed that the log has grown enough for a snapshot."""
+        with self._lock:
+            if self._closed or (self._snapshotter is not None and self._snapshotter.running()):
+                return
+            if lib.mm_snapshot_claim(self._attachment.mm):
+                self._snapshotter = _maintenance.Snapshotter(self._attachment, self._options.path)
 
     @property
     def stable_lsn(self) -> int:
@@ -304,6 +345,8 @@ class PageCache(Verbs[T]):
             self._attachment, _ = _store.open_store(self._options, create=False)
             self._pid = os.getpid()
             self._bind_face()
+            self._snapshotter = None
+            self._start_flusher()
 
     def _orphaned(self) -> bool:
         r, pin = ffi.new("mm_result *"), ffi.new("uint32_t *")
@@ -333,12 +376,16 @@ class PageCache(Verbs[T]):
 
     def _leave(self) -> None:
         mm, options = self._attachment.mm, self._options
+        if self._flusher is not None:
+            self._flusher.stop()
+        if self._snapshotter is not None:
+            self._snapshotter.join()
         if options.temporary:
             lib.mm_close(mm)
             _store.remove_if_last(options.path)
             return
         last = _store.alone(self._attachment)
-        error = _store.flush_for_good(self._attachment) if last else None
+        error = _store.settle(self._attachment, options.path) if last else None
         lib.mm_close(mm)
         if not last and _store.nobody_left(options.path):
             _store.flush_after_last(options)
@@ -371,6 +418,7 @@ class PageCache(Verbs[T]):
             o.temporary,
             self._capacity,
             o.threshold,
+            o.flush_every_ms,
         )
 
     def __repr__(self) -> str:
@@ -410,7 +458,7 @@ class ReadOnlyPageCache(PageCache[T]):
         raise errors.Unsupported("this handle was opened read_only; open the store again to write")
 
     allocate = append = append_many = link = replace = free = update = bump_page_rts = _refuse
-    flush = make_stable = _refuse
+    flush = make_stable = snapshot = _refuse
 
 
 class Stats:
@@ -441,7 +489,13 @@ class Stats:
 
 
 def _reopen(
-    path: str, materializer: Materializer[T], read_only: bool, temporary: bool, capacity: int, threshold: int
+    path: str,
+    materializer: Materializer[T],
+    read_only: bool,
+    temporary: bool,
+    capacity: int,
+    threshold: int,
+    flush_every_ms: int | None,
 ) -> PageCache[T]:
     return open(
         path,
@@ -450,6 +504,7 @@ def _reopen(
         temporary=temporary,
         cache_capacity=capacity,
         page_consolidation_threshold=threshold if threshold != _NEVER else DEFAULT_THRESHOLD,
+        flush_every_ms=flush_every_ms,
     )
 
 

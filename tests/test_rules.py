@@ -25,13 +25,16 @@ IMPORTS: dict[str, set[str]] = {
     "_files": {"errors", "_native"},
     "_portable": LOW | {"tx"},
     "_face": {"_native", "_hot", "_portable"},
-    "_store": {"errors", "_native", "_files"},
-    "pagecache": LOW | {"_face", "_files", "_store", "tx"},
+    "_snapshot": {"errors", "_native", "_files"},
+    "_recovery": {"errors", "_native", "_files", "_snapshot"},
+    "_store": {"errors", "_native", "_files", "_snapshot", "_recovery"},
+    "_maintenance": {"errors", "_native", "_snapshot", "_store"},
+    "pagecache": LOW | {"_face", "_files", "_maintenance", "_snapshot", "_store", "tx"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }
 
 # Not imported by `import mmpc`: each costs milliseconds, and is imported when first needed.
-LATE = ["asyncio", "dataclasses", "filelock", "inspect", "lmdb", "msgpack", "numpy", "rich", "tempfile"]
+LATE = ["asyncio", "dataclasses", "filelock", "inspect", "lmdb", "logging", "msgpack", "numpy", "rich", "tempfile"]
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}  # reading runs what the bytes say
 
 

@@ -60,6 +60,7 @@ VERBS = [
     "tx",
     "bump-rts",
     "flush",
+    "snapshot",
     "stats",
     "close",
     "append-full-chain-python",
@@ -150,6 +151,10 @@ def test_growth_that_fails_changes_nothing(build, name, memory):
 
 def test_a_sync_that_fails_stops_the_store_for_all_until_it_is_reopened(build, memory):
     assert passes(build, "fail", "flush", memory, step=1)["hit"]
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_store_as_it_is(build, memory):
+    assert passes(build, "fail", "snapshot", memory, step=1)["hit"]
 
 
 @pytest.mark.slow

@@ -204,6 +204,7 @@ CASES = [
     Case("tx", (WARM, Op(begin_tx), IN_TX, GET_IN_TX, Op(end_tx))),
     Case("bump-rts", (ATTACH, Op(lambda c: c.pc.bump_page_rts(c.p, 7)), Op(lambda c: c.pc.get_page_rts(c.p)))),
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
+    Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),
     Case("stats", (WARM, Op(lambda c: c.pc.stats().epoch))),
     Case("close", (WARM, Op(lambda c: c.pc.close()))),
     Case("create", (Op(open_store), Op(lambda c: c.pc.close())), armed=0, new_store="create", stoppable=False),

@@ -91,12 +91,14 @@ class World:
         pages = ((pid, pc.get(pid)) for pid in range(2, pc.stats().pages))
         return {pid: page.value for pid, page in pages if isinstance(page, mmpc.Materialized)}
 
-    def observed(self, case: Case, model: Model, done: int) -> tuple[int, dict[int, list]]:
-        """How many effects of the case are visible; those of operations that returned must be, later ones must not."""
+    def observed(self, case: Case, model: Model, done: int, most: int = 0) -> tuple[int, dict[int, list]]:
+        """How many effects of the case are visible: those of the first `done` operations must be, and none behind the
+        next one may be, or behind the first `most`.
+        """
         counts = case.effects_before
         seen = self.scan(self.checker)
         effects = [effect for op in case.ops for effect in op.effects]
-        last = counts[min(done + 1, len(case.ops))]
+        last = counts[max(most, min(done + 1, len(case.ops)))]
         for visible in range(counts[done], last + 1):
             expected = model.copy()
             for effect in effects[:visible]:

@@ -1,0 +1,108 @@
+"""Recovery: from a snapshot and the records of the log to the state that counts.
+
+Decides first, acts last: nothing that lasts is changed but `config`, which learns which colours were discarded before
+anybody can write, so that a record passed over once never counts again (docs/design.md, Choices). Cut off anywhere, it
+is done again from the start and finds the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _files, _snapshot, errors
+from ._files import Config
+from ._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def must(rc: int, r: Any) -> None:
+    """Raises what a status of the core means, if it is not OK."""
+    if rc:
+        raise errors.from_status(rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error)
+
+
+class Found:
+    """What a recovery finds in the log, decides, and says.
+
+    `c` holds descriptors of the lasting files and of fresh volatile ones; nobody is attached. `limited`: only what is
+    durable (colours up to `durable`) counts; else no power was lost, and every committed record does.
+    """
+
+    def __init__(self, c: Any, config: Config, path: str, durable: int, limited: bool) -> None:
+        self.c, self.config, self.path, self.durable, self.limited = c, config, path, durable, limited
+        self.report = ffi.new("mm_scan_report *")
+        self.used: str | None = None  # name of the snapshot
+        self.notes: list[str] = []
+
+    def rebuild(self) -> int:
+        """Fills table and segments, with a snapshot if one holds; the next epoch.  What was discarded is durably in
+        `config` on return.
+        """
+        rc = lib.mm_sync_fd(self.c.log)
+        if rc:
+            raise OSError(rc, os.strerror(rc), os.path.join(self.path, "log"))
+        chosen = _snapshot.choose(self.c, self.path, self.durable, self.notes)
+        try:
+            if chosen is None or not self._filled(chosen):
+                self._filled(None)
+        finally:
+            if chosen is not None:
+                chosen.close()
+        return self._next_epoch()
+
+    def _filled(self, chosen: _snapshot.Chosen | None) -> bool:
+        """False: the snapshot holds, and what it says cannot be."""
+        r = ffi.new("mm_result *")
+        pairs = [x for pair in self.config.discards for x in pair]
+        fd, info = (chosen.fd, chosen.info) if chosen is not None else (-1, ffi.NULL)
+        limit = self.durable if self.limited else 2**64 - 1
+        self.used = chosen.name if chosen is not None else None
+        must(lib.mm_format(self.c, r), r)
+        rc = lib.mm_rebuild(
+            self.c, limit, ffi.new("uint64_t[]", pairs), len(pairs) // 2, fd, info, self.report, r
+        )
+        if rc == errors.CORRUPT and r.file == errors.SNAPSHOT and chosen is not None:
+            self.notes.append(f"{chosen.name} does not fit the log and was not used")
+            return False
+        must(rc, r)
+        return True
+
+    def _next_epoch(self) -> int:
+        config, newest = self.config, int(self.report.max_colour)
+        epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1
+        if not self.limited or newest <= self.durable:
+            return epoch
+        discards = (*config.discards, (self.durable, epoch))
+        _files.write_config(
+            self.path,
+            Config(
+                config.uuid, config.segment_shift, config.materializer, config.codec, config.created, discards
+            ),
+        )
+        return epoch + 1
+
+    def tell(self, seconds: float) -> None:
+        """One line for the log of the program."""
+        if self.report.segments == 0:
+            return  # a store that was just made
+        import logging  # not at import: it takes longer than all of mmpc
+
+        r = self.report
+        logging.getLogger("mmpc").info(
+            "%s: recovered %d pages in %.3f s: %s; read %d of %d segments (%d records) %s; "
+            "durable up to epoch %d, %d records discarded%s",
+            self.path,
+            r.pages,
+            seconds,
+            "only what was durable counts" if self.limited else "no power was lost, all counts",
+            r.scanned,
+            r.segments,
+            r.records,
+            f"beside {self.used}" if self.used else "without a snapshot",
+            self.durable,
+            r.discarded,
+            "".join(f"; {note}" for note in self.notes),
+        )
