@@ -146,13 +146,14 @@ class History:
     def judge(self, crash: int, state: State, values: dict[int, Value]) -> None:
         """Cover, truth and closure of what was recovered."""
         for pid, wts in self.required(crash).items():
-            must(state.get(pid, 0) >= wts, f"cover: page {pid} came back as version {state.get(pid, 0)}, {wts} was flushed")
+            back = state.get(pid, 0)
+            must(back >= wts, f"cover: page {pid} came back as version {back}, {wts} was flushed")
         for pid, wts in state.items():
             version = self.pages.get(pid, {}).get(wts)
             must(version and version.index < crash, f"truth: page {pid} never had version {wts} before the crash")
             must(
                 values[pid] == version.value,
-                f"truth: page {pid} at version {wts} was {_short(version.value)}, came back as {_short(values[pid])}",
+                f"truth: page {pid} at version {wts} was {said(version.value)}, came back as {said(values[pid])}",
             )
             for other, seen in version.past.items():
                 must(
@@ -168,5 +169,5 @@ def _raise(state: State, by: State) -> None:
             state[pid] = wts
 
 
-def _short(value: Value) -> str:
+def said(value: Value) -> str:
     return "free" if value is None else f"[{', '.join(t[:12] for t in value)}]"

@@ -11,7 +11,7 @@ from typing import Any
 
 import mmpc
 
-from .disk_history import History, State, Value, Wrong, must
+from .disk_history import History, State, Value, Wrong, must, said
 from .disk_model import Disk, Files, draw
 
 WATCHDOG = 30  # seconds for one image
@@ -133,5 +133,10 @@ class Judge:
         return values
 
 
-def _differences(expected: dict[int, Value], seen: dict[int, Value]) -> dict[int, Any]:
-    return {p: (expected.get(p), seen.get(p)) for p in {*expected, *seen} if expected.get(p) != seen.get(p)}
+def _differences(expected: dict[int, Value], seen: dict[int, Value]) -> str:
+    return "; ".join(
+        f"page {pid} {said(seen[pid]) if pid in seen else 'absent'}, not "
+        f"{said(expected[pid]) if pid in expected else 'absent'}"
+        for pid in sorted({*expected, *seen})
+        if expected.get(pid, 0) != seen.get(pid, 0)
+    )

@@ -9,6 +9,7 @@ Not here, because in the model of the disk (a sector is written whole) they chan
   is not whole, so it meets the last record of a group only when all inner ones before it are whole.
 * The commit word of a group skipped.  Until it is there the chain that the group stands for counts, with the same
   content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
+* A snapshot that has its name before its bytes are durable.  One that is torn is passed over; the log still has all.
 * A recovery that does not sync the log first.  After a power loss all that it reads is on the disk; it matters where
   none was lost (a copied directory, a failed sync).
 """
@@ -46,6 +47,11 @@ CALL = "        write_record(m, c, &p, crc);\n"
 HEAD = "    int rc = mm_head(m, c->pid, &head, r);\n    if (rc) return rc;\n    plan p;\n"
 
 MUTANTS = [
+    Mutant(
+        "a-store-that-the-trace-does-not-tell",
+        (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
+        ("create",),
+    ),
     Mutant(
         "commit-word-skipped-at-publish",
         (
@@ -175,13 +181,46 @@ MUTANTS = [
         ("writers",),
     ),
     Mutant(
+        "snapshot-without-the-leases",
+        (
+            (
+                "csrc/snapshot.c",
+                "        if (live && segment < n && at_load_relaxed(&m->slots[i].lease)) entries[segment].word |= MM_SNAPSHOT_SCAN;\n",
+                "        (void)live;\n        (void)segment;\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
+        "snapshot-not-flushed",
+        (
+            (
+                "csrc/snapshot.c",
+                "    if (!rc) rc = mm_flush(m, at_load_acquire(&m->g->epoch), &advanced, r);\n",
+                "    (void)advanced;\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
+        "snapshot-newer-than-its-flush",
+        (
+            (
+                "csrc/snapshot.c",
+                "    *b = h.b = at_load_acquire(&m->g->stable);\n",
+                "    *b = h.b = at_load_acquire(&m->g->epoch);\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
         "what-was-discarded-is-not-recorded",
-        (("mmpc/_store.py", "(*config.discards, (durable, epoch)),", "config.discards,"),),
+        (("mmpc/_recovery.py", "(*config.discards, (self.durable, epoch))", "config.discards"),),
         ("writers",),
     ),
     Mutant(
         "epoch-not-above-what-was-discarded",
-        (("mmpc/_store.py", "epoch = max([report.max_colour, durable, *flat]) + 1", "epoch = durable + 1"),),
+        (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
         ("recovery", "writers"),
     ),
     Mutant(
@@ -214,13 +253,10 @@ MUTANTS = [
     ),
 ]
 
-SOUND = Mutant("sound", (), ())
-
-
-def build(mutant: Mutant, root: Path, sound: Path | None, directory: Path) -> Path:
+def build(mutant: Mutant, root: Path, sound: Path, directory: Path) -> Path:
     """A disk build with the mutant's edits; what goes on PYTHONPATH.  `sound` is one without, to save compiling."""
     target = directory / "built"
-    if sound is not None and not mutant.compiled:
+    if not mutant.compiled:
         shutil.copytree(sound, target)
         edit(mutant, target)
         return target

@@ -70,10 +70,11 @@ class Author:
     def __init__(self, pc: Any, name: int, rng: random.Random) -> None:
         self.pc, self.name, self.rng = pc, name, rng
         self.n = 0
+        self.large = 25  # one token in so many is
 
     def token(self) -> str:
         self.n += 1
-        pad = self.rng.choice((0, 0, 0, 3, 20, 60, 60, 200, 700)) if self.n % 25 else 5000
+        pad = self.rng.choice((0, 0, 0, 3, 20, 60, 60, 200, 700)) if self.n % self.large else 5000
         return f"{self.name}.{self.n}" + "-" * pad
 
     @staticmethod
@@ -274,14 +275,20 @@ def go_on(world: World) -> None:
     pc.close()
 
 
+def _fill(author: Author, n: int) -> None:
+    """Many segments: a snapshot knows what is in most of them."""
+    author.large = 4
+    author.some(n)
+
+
 def snapshots(world: World) -> None:
     """Writers, and somebody who writes snapshots meanwhile."""
     pc = world.begin()
-    _pages(pc, world, 4)
-    busy = [world.start(lambda a: a.some(world.count(80))) for _ in range(3)]
-    for _ in range(world.count(6)):
-        pc.snapshot()
+    _pages(pc, world, 12)
+    busy = [world.start(lambda a: _fill(a, world.count(80))) for _ in range(3)]
     for child in busy:
+        while child.running():
+            pc.snapshot()
         child.result(PATIENCE)
     pc.close()
 
