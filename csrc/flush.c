@@ -82,7 +82,12 @@ static void list_leases(mm *m, mm_mark *k)
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++) {
         mm_slot *s = &m->slots[i];
         uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
-        if (!lease || !fill || at_load_acquire(&s->lease) != lease) continue; /* a new lease begins just now */
+        if (!fill || at_load_acquire(&s->lease) != lease) { /* a new lease begins just now: the one before */
+            fill = at_load_acquire(&s->last_fill);
+            lease = at_load_acquire(&s->last_lease);
+            if (at_load_acquire(&s->last_fill) != fill) continue;
+        }
+        if (!lease || !fill) continue;
         k->leases[k->count++] = (mm_lease_fill){ lease, fill };
     }
 }

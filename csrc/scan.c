@@ -45,6 +45,31 @@ static bool colour_counts(const scan *s, uint64_t colour)
     return true;
 }
 
+static uint64_t segment_end(const scan *s, uint64_t n)
+{
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    return end < s->size ? end : s->size;
+}
+
+/* The record at `at`, if it is whole: its span, else 0. */
+static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
+{
+    if (at + MM_RECORD_HEADER > end) return 0;
+    const mm_record *rec = (const mm_record *)(s->m->log + at);
+    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    *word = at_load_relaxed(&rec->crc_commit);
+    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
+    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
+    return span;
+}
+
+/* The head of a snapshot is compared by its version: damaged, it must not give way to an older record that was read. */
+static bool head_whole(const scan *s, uint64_t address)
+{
+    uint64_t n = address >> s->m->segment_shift, word;
+    return whole_record(s, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
+}
+
 static int apply(scan *s, uint64_t address, const mm_record *rec)
 {
     uint64_t pid = mm_record_pid(rec);
@@ -56,6 +81,7 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
         /* Of two that are equal the one that was read wins: a snapshot may name a record that nobody committed or saw, and that a
          * recovery without that snapshot did not find. */
         if (now->version > rec->version) return MM_OK;
+        if (s->snapshot >= 0 && !head_whole(s, mm_head_address(head))) return mm_corrupt(s->r, MM_FILE_LOG, mm_head_address(head));
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);
@@ -84,18 +110,6 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
     }
     s->report->discarded++;
     return MM_OK;
-}
-
-/* The record at `at`, if it is whole: its span, else 0. */
-static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
-{
-    if (at + MM_RECORD_HEADER > end) return 0;
-    const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
-    *word = at_load_relaxed(&rec->crc_commit);
-    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
-    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
-    return span;
 }
 
 static int note_lease(scan *s, uint64_t at)
@@ -149,12 +163,6 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-static uint64_t segment_end(const scan *s, uint64_t n)
-{
-    uint64_t end = (n + 1) << s->m->segment_shift;
-    return end < s->size ? end : s->size;
-}
-
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
 static void adopt_segment(scan *s, uint64_t n)
 {
@@ -201,7 +209,9 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
     if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
     if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    if (mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) == s->entries[n].word >> 32) return MM_OK;
+    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
+    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
+    if (mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
     *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
@@ -262,8 +272,23 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* Below a fill that the newest mark lists, and in the lease that came before one with a record that counts (its author had seen all of it),
- * every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* All of the lease before this one was in memory when this one began.  If that one holds nothing that counts, as when its owner died at
+ * once, so was all of the one before it. */
+static int require_previous(const scan *s, const found_lease *l)
+{
+    found_lease *before;
+    for (int rc; l->previous; l = before) {
+        rc = require(s, l->previous, l->filled, &before);
+        if (rc || !before) return rc;
+        bool done = before->counts || before->followed;
+        before->followed = true;
+        if (done) break;
+    }
+    return MM_OK;
+}
+
+/* Below a fill that the newest mark lists, and in the leases that came before it or before one with a record that counts (its author had seen
+ * all of it), every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -271,12 +296,12 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
-    for (uint32_t i = 0; !rc && i < mark.count; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-    for (uint64_t i = 0; !rc && i < s->found; i++) {
-        if (!s->leases[i].counts || !s->leases[i].previous) continue;
-        rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);
-        if (!rc && l) l->followed = true;
+    for (uint32_t i = 0; !rc && i < mark.count; i++) {
+        rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+        if (!rc && l) l->counts = true; /* also when it holds nothing that does: it had begun */
     }
+    for (uint64_t i = 0; !rc && i < s->found; i++)
+        if (s->leases[i].counts) rc = require_previous(s, &s->leases[i]);
     return rc;
 }
 

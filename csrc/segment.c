@@ -209,8 +209,8 @@ static void announce_lease(mm *m, uint64_t address, uint64_t generation, uint64_
 {
     const mm_lease *l = &m->lease;
     at_store_relaxed(&m->slot->last_fill, 0); /* while it is 0 nobody believes last_lease */
-    at_store_relaxed(&m->slot->last_lease, l->start ? l->start : l->previous);
-    at_store_relaxed(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
+    at_store_release(&m->slot->last_lease, l->start ? l->start : l->previous);
+    at_store_release(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
     at_store_relaxed(&m->slot->lease_fill, 0); /* before the address: nobody pairs the old fill with the new lease */
     at_store_relaxed(&m->slot->lease_shape, generation << 32 | blocks);
     at_store_seq_cst(&m->slot->lease, address);

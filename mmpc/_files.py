@@ -182,7 +182,10 @@ def create_file(name: str) -> int:
 
 def open_file(name: str) -> int:
     """A descriptor for reading. CorruptionError: it is no regular file."""
-    fd = os.open(name, os.O_RDONLY | _SAFELY)
+    try:
+        fd = os.open(name, os.O_RDONLY | _SAFELY)
+    except OSError as e:
+        raise _explained(e, os.path.dirname(name), os.path.basename(name)) from e
     try:
         _check_regular(fd, os.path.dirname(name), os.path.basename(name))
     except BaseException:
@@ -192,10 +195,10 @@ def open_file(name: str) -> int:
 
 
 def remove_file(name: str) -> None:
-    """Removes a file, unless somebody else did."""
+    """Removes a file, unless somebody else did. A directory of that name is not ours: it stays."""
     try:
         os.unlink(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return
 
 

@@ -9,6 +9,7 @@ first and only then asks whether any slot byte is locked, so one of the two sees
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 from . import _files, _recovery, _snapshot, errors
@@ -34,13 +35,14 @@ class Attachment:
     freed when the next attachment is made.
     """
 
-    __slots__ = ("__weakref__", "mm", "slot")
+    __slots__ = ("__weakref__", "mm", "slot", "snapshotting")
 
     def __init__(self, mm: Any) -> None:
         while _graves:
             lib.mm_destroy(_graves.pop())
         self.mm = mm
         self.slot = int(lib.mm_slot_number(mm))
+        self.snapshotting = threading.Lock()  # one file of the slot's name at a time
 
     def __del__(self) -> None:
         lib.mm_close(self.mm)
@@ -341,7 +343,7 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
         return _failed(rc, r)
     if lib.mm_snapshot_stale(attachment.mm):
         try:
-            _snapshot.write(attachment.mm, path, attachment.slot)
+            _snapshot.write(attachment, path)
         except (errors.MmpcError, OSError) as e:
             import logging
 

@@ -259,7 +259,7 @@ class PageCache(Verbs[T]):
         while True:
             self._here()
             try:
-                return _snapshot.write(self._attachment.mm, self._options.path, self._attachment.slot)
+                return _snapshot.write(self._attachment, self._options.path)
             except errors.Closed:
                 if self._closed or not self._orphaned():
                     raise
