@@ -42,8 +42,8 @@ class Life:
         next_boot()
         directory = os.stat(path).st_ino
         recorder = Recorder(TRACE)
-        world = World(path, rng, 1.0)
         recorder.start(path)
+        world = World(path, rng, recorder.os)
         try:
             with world.children:
                 work(world)

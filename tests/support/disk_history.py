@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from .disk_model import Files
-from .disk_trace import CREATE, NOTE, STORE, Event
+from .disk_trace import CREATE, CUT, NOTE, RENAME, SECTOR, STORE, Event
 
 BASE, DELTA, FREE = 1, 2, 3
 WORDS = 4096  # where the head words begin in `table`
@@ -47,11 +47,15 @@ class History:
     """A life: it begins with `start`, the state in which the store was recovered, and `values` of it."""
 
     def __init__(self, start: State, values: dict[int, Value]) -> None:
-        self.pages = {pid: {wts: Version(-1, values[pid], {})} for pid, wts in start.items()}
-        self.start = dict(start)
-        self.begun = False
+        # Of a page all versions by number; several of one number where a rebuilt table forgot one that nobody saw.
+        self.pages = {pid: {wts: [Version(-1, values[pid], {})]} for pid, wts in start.items()}
         self.operations = 0
+        self._newest = dict(start)
+        self._live = False
         self._log = bytearray()
+        self._tables: dict[int, dict[int, int]] = {}  # head words, by file
+        self._table = 0  # the one that counts
+        self._aside = 0  # the one that is being made
         self._seen: dict[int, State] = {}  # of a process
         self._required: list[tuple[int, State]] = [(-1, dict(start))]  # from that event on this much must be there
         self._returned: State = dict(start)
@@ -61,19 +65,23 @@ class History:
 
     def read(self, events: list[Event], files: Files) -> None:
         logs = {files.names["log"]} if "log" in files.names else set()
-        tables = {file for name, file in files.names.items() if name in ("table", "table.new")}
-        for data in (files.sectors[f] for f in logs):
-            for sector, content in data.items():
-                self._write(sector * 512, content)
+        self._aside = files.names.get("table.new", 0)
+        for sector, content in (pair for f in logs for pair in files.sectors[f].items()):
+            self._write(sector * SECTOR, content)
         for index, event in enumerate(events):
             if event.kind == CREATE:
                 name = event.data.decode()
                 logs |= {event.file} if name == "log" else set()
-                tables |= {event.file} if name in ("table", "table.new") else set()
+                self._aside = event.file if name == "table.new" else self._aside
+            elif event.kind == RENAME and event.data == b"table.new\0table\0":
+                self._table = self._aside
+                self._rebuilt()
+            elif event.kind == CUT:
+                self._tables.pop(event.file, None)
             elif event.kind == STORE and event.file in logs:
                 self._write(event.offset, event.data)
-            elif event.kind == STORE and event.file in tables and self.begun and event.offset >= WORDS + 16:
-                self._head(index, event)
+            elif event.kind == STORE and event.file in (self._table, self._aside) and event.offset >= WORDS:
+                self._heads(index, event)
             elif event.kind == NOTE:
                 self._note(index, event.process, json.loads(event.data))
 
@@ -82,22 +90,38 @@ class History:
             self._log.extend(bytes(at + len(data) - len(self._log)))
         self._log[at : at + len(data)] = data
 
-    def _head(self, index: int, event: Event) -> None:
-        pid, (word,) = (event.offset - WORDS) // 8, struct.unpack("<Q", event.data)
+    def _heads(self, index: int, event: Event) -> None:
+        first = (event.offset - WORDS) // 8
+        for pid, (word,) in enumerate(struct.iter_unpack("<Q", event.data), first):
+            self._tables.setdefault(event.file, {})[pid] = word
+            if pid >= 2 and event.file == self._table:
+                self._head(index, event.process, pid, word)
+
+    def _head(self, index: int, process: int, pid: int, word: int) -> None:
         wts, kind, value = self._walk(word)
-        versions = self.pages.setdefault(pid, {})
-        newest = max(versions, default=0)
-        if wts == newest:
-            must(value == versions[wts].value, f"page {pid}: a move has changed its value at event {index}")
+        newest = self._newest.get(pid, 0)
+        before = self.pages[pid][newest][-1] if newest else None
+        if before and wts == newest:
+            must(value == before.value, f"page {pid}: a move has changed its value at event {index}")
             return
         must(wts == newest + 1, f"page {pid}: version {wts} follows {newest} at event {index}")
-        before = versions[newest] if newest else None
         if kind == DELTA:
             must(before and before.value is not None, f"page {pid}: a fragment on nothing at event {index}")
             must(value[: len(before.value)] == before.value, f"page {pid}: an append has changed what was there")
         past = dict(before.past) if before else {}
-        _raise(past, self._seen.get(event.process, {}))
-        versions[wts] = Version(index, value, past)
+        _raise(past, self._seen.get(process, {}))
+        self.pages.setdefault(pid, {}).setdefault(wts, []).append(Version(index, value, past))
+        self._newest[pid] = wts
+
+    def _rebuilt(self) -> None:
+        """A recovery has made another table: it has what was there, but in the same boot may forget what nobody saw."""
+        words = self._tables.get(self._table, {})
+        for pid, newest in self._newest.items():
+            wts, _kind, value = self._walk(words[pid]) if words.get(pid) else (0, 0, None)
+            least = self._returned.get(pid, 0) if self._live else newest
+            must(least <= wts <= newest, f"page {pid}: a rebuilt table has version {wts}, not {least} to {newest}")
+            must(not wts or value == self.pages[pid][wts][-1].value, f"page {pid}: a rebuilt table has another value")
+            self._newest[pid] = wts
 
     def _walk(self, word: int) -> tuple[int, int, Value]:
         """Version, kind and value that a head word names."""
@@ -119,7 +143,7 @@ class History:
         seen = self._seen.setdefault(process, {})
         kind = said["note"]
         if kind == "live":
-            self.begun = True
+            self._live = True
         elif kind in ("op", "saw"):
             here = {said["page"]: said["wts"]}
             _raise(seen, here)
@@ -149,11 +173,12 @@ class History:
             back = state.get(pid, 0)
             must(back >= wts, f"cover: page {pid} came back as version {back}, {wts} was flushed")
         for pid, wts in state.items():
-            version = self.pages.get(pid, {}).get(wts)
-            must(version and version.index < crash, f"truth: page {pid} never had version {wts} before the crash")
+            versions = [v for v in self.pages.get(pid, {}).get(wts, ()) if v.index < crash]
+            must(versions, f"truth: page {pid} never had version {wts} before the crash")
+            version = next((v for v in versions if v.value == values[pid]), None)
             must(
-                values[pid] == version.value,
-                f"truth: page {pid} at version {wts} was {said(version.value)}, came back as {said(values[pid])}",
+                version,
+                f"truth: page {pid} at version {wts} was {said(versions[-1].value)}, came back as {said(values[pid])}",
             )
             for other, seen in version.past.items():
                 must(

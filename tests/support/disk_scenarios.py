@@ -22,14 +22,16 @@ from .disk_judge import open_store
 from .disk_trace import note
 
 PATIENCE = 60
+Work = Callable[["Author"], None]
 _prctl = ctypes.CDLL(None).prctl
 
 
 class World:
     """The store of a scenario while it is recorded."""
 
-    def __init__(self, path: str, rng: random.Random, scale: float) -> None:
-        self.path, self.rng, self.scale = path, rng, scale
+    def __init__(self, path: str, rng: random.Random, recorded: Any) -> None:
+        self.path, self.rng = path, rng
+        self.os = recorded
         self.children = Children()
         self.authors = 0
 
@@ -39,27 +41,39 @@ class World:
         note(note="live")
         return pc
 
-    def start(self, work: Callable[[Author], None], *, die: int = 0, die_in: str = "") -> Child:
-        """Forks a process that works; `die`: it is killed at that event (in that file)."""
+    def start(self, work: Work, *, die: int = 0, die_in: str = "", linger: str = "table", us: int = 600) -> Child:
+        """Forks a process that works.  `die`: it is killed at that event (in that file); `linger`: the file after whose
+        events it often sleeps, up to `us` microseconds.
+        """
         self.authors += 1
-        return self.children.start(_live, self.path, work, self.authors, self.rng.getrandbits(62) | 1, die, die_in)
+        plan = Plan(self.authors, self.rng.getrandbits(62) | 1, die, die_in, linger, us)
+        return self.children.start(_live, self.path, work, plan)
 
-    def together(self, *works: Callable[[Author], None]) -> None:
+    def together(self, *works: Work) -> None:
         for child in [self.start(work) for work in works]:
             child.result(PATIENCE)
 
-    def count(self, n: int) -> int:
-        return max(1, int(n * self.scale))
+
+@dataclass(frozen=True)
+class Plan:
+    """Of a process: its name, and what happens to it."""
+
+    name: int
+    seed: int
+    die: int
+    die_in: str
+    linger: str
+    us: int
 
 
-def _live(path: str, work: Callable[[Author], None], name: int, seed: int, die: int, die_in: str) -> None:
+def _live(path: str, work: Work, plan: Plan) -> None:
     """In a child."""
     _prctl(1, signal.SIGKILL)
-    table = os.stat(os.path.join(path, "table")).st_ino
-    lib.mm_disk_jitter(seed, 150, 600, table)
-    author = Author(open_store(path), name, random.Random(seed))
-    if die:
-        lib.mm_disk_die(die, os.stat(os.path.join(path, die_in)).st_ino if die_in else 0)
+    number = {name: os.stat(os.path.join(path, name)).st_ino for name in os.listdir(path)}
+    lib.mm_disk_jitter(plan.seed, 150, plan.us, number[plan.linger])
+    author = Author(open_store(path), plan.name, random.Random(plan.seed))
+    if plan.die:
+        lib.mm_disk_die(plan.die, number[plan.die_in] if plan.die_in else 0)
     work(author)
     author.pc.close()
 
@@ -140,6 +154,14 @@ class Author:
         self.pc.make_stable(key.last_lsn)
         note(note="stable", page=pid, wts=key.wts)
 
+    def batch(self) -> None:
+        try:
+            keys = self.pc.append_many([(self.page(), [self.token()]) for _ in range(3)])
+        except (mmpc.PageFreed, mmpc.PageNotFound, mmpc.FragmentTooLarge) as e:
+            keys = e.applied  # type: ignore[attr-defined]
+        for key in keys:
+            self.op(key)
+
     def some(self, n: int, flushes: float = 0.06) -> None:
         """Operations of all kinds."""
         for _ in range(n):
@@ -150,6 +172,8 @@ class Author:
                 self.stable(self.page())
             elif draw < 0.25:
                 self.read(self.page())
+            elif draw < 0.30:
+                self.batch()
             elif draw < 0.75:
                 self.append(self.page())
             elif draw < 0.90:
@@ -168,7 +192,7 @@ def create(world: World) -> None:
     pc = world.begin()
     first = Author(pc, 0, world.rng)
     first.allocate()
-    world.together(lambda a: a.some(world.count(10)), lambda a: a.some(world.count(10)))
+    world.together(lambda a: a.some(10), lambda a: a.some(10))
     first.allocate()
     pc.close()
 
@@ -184,7 +208,7 @@ def writers(world: World) -> None:
     """Four processes on the same pages; each flushes now and then."""
     pc = world.begin()
     _pages(pc, world, 5)
-    world.together(*[lambda a: a.some(world.count(120))] * 4)
+    world.together(*[lambda a: a.some(120)] * 4)
     pc.close()
 
 
@@ -203,7 +227,7 @@ def _grow(author: Author, n: int) -> None:
 def groups(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 2)
-    world.together(*[lambda a: _grow(a, world.count(60))] * 3)
+    world.together(*[lambda a: _grow(a, 60)] * 3)
     pc.close()
 
 
@@ -221,7 +245,7 @@ def _rivals(author: Author, n: int) -> None:
 def rivals(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 1)
-    world.together(*[lambda a: _rivals(a, world.count(50))] * 4)
+    world.together(*[lambda a: _rivals(a, 50)] * 4)
     pc.close()
 
 
@@ -229,7 +253,7 @@ def handover(world: World) -> None:
     """Slots change hands: processes come, work, flush, and go or are killed, also in a flush, two at a time."""
     pc = world.begin()
     _pages(pc, world, 3)
-    for turn in range(world.count(10)):
+    for turn in range(10):
         dies, lives = world.rng.randint(1, 900), turn % 3 == 2
         pair = [
             world.start(lambda a: a.some(30, flushes=0.15), die=0 if lives else dies),
@@ -244,7 +268,7 @@ def deaths(world: World) -> None:
     """Authors are killed when they have just published: others find their records, and build on them."""
     pc = world.begin()
     first = _pages(pc, world, 3)
-    for _ in range(world.count(12)):
+    for _ in range(12):
         dying = world.start(lambda a: a.some(40, flushes=0), die=world.rng.randint(1, 6), die_in="table")
         living = world.start(lambda a: a.some(20))
         dying.wait(PATIENCE)
@@ -261,17 +285,44 @@ def close(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 2)
     pc.close()
-    for _ in range(world.count(4)):
+    for _ in range(4):
         world.together(*[lambda a: a.some(8, flushes=0)] * 3)
     pc = open_store(world.path)
     Author(pc, 0, world.rng).append(2)
     pc.close()
 
 
+def rebuild(world: World) -> None:
+    """Everybody is killed, the table is lost, the same boot goes on: all that was committed counts."""
+    pc = world.begin()
+    _pages(pc, world, 3)
+    for _ in range(3):
+        busy = [world.start(lambda a: a.some(60), die=world.rng.randint(100, 2500)) for _ in range(2)]
+        busy.append(world.start(lambda a: a.some(60), die=world.rng.randint(1, 20), die_in="table"))
+        pc.close()  # not as the last one, unless the others are quick
+        for child in busy:
+            child.wait(PATIENCE)
+        world.os.unlink(os.path.join(world.path, "table"))
+        pc = open_store(world.path)
+        Author(pc, 0, world.rng).some(10)
+    pc.close()
+
+
+def leaders(world: World) -> None:
+    """Those who flush sleep in the middle of it, so that others lose patience: several flushes at a time."""
+    pc = world.begin()
+    _pages(pc, world, 3)
+    busy = [world.start(lambda a: a.some(40, flushes=0.3), linger="marks", us=15000) for _ in range(2)]
+    busy += [world.start(lambda a: a.some(60, flushes=0.2)) for _ in range(2)]
+    for child in busy:
+        child.result(PATIENCE)
+    pc.close()
+
+
 def go_on(world: World) -> None:
     """A recovery, and some work after it."""
     pc = world.begin()
-    world.together(*[lambda a: a.some(world.count(25))] * 2)
+    world.together(*[lambda a: a.some(25)] * 2)
     pc.close()
 
 
@@ -285,7 +336,7 @@ def snapshots(world: World) -> None:
     """Writers, and somebody who writes snapshots meanwhile."""
     pc = world.begin()
     _pages(pc, world, 12)
-    busy = [world.start(lambda a: _fill(a, world.count(80))) for _ in range(3)]
+    busy = [world.start(lambda a: _fill(a, 80)) for _ in range(3)]
     for child in busy:
         while child.running():
             pc.snapshot()
@@ -311,7 +362,10 @@ SCENARIOS = [
     Scenario("handover", (handover,)),
     Scenario("deaths", (deaths,)),
     Scenario("close", (close,)),
+    Scenario("rebuild", (rebuild,)),
+    Scenario("leaders", (leaders,)),
     Scenario("recovery", (writers, go_on)),
+    Scenario("lives", (writers, go_on, go_on, go_on)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):

@@ -44,7 +44,8 @@ class Recorder:
         """Records from now on, in this process and those that it forks; `root` is the directory of the store."""
         if lib.mm_disk_start(ffi.from_buffer(self._memory), self._size):
             raise RuntimeError("this is no disk build: run `.ci/run disk`")
-        _stand_in(RecordingOs(root))
+        self.os = RecordingOs(root)
+        _stand_in(self.os)
 
     def stop(self) -> list[Event]:
         """Nothing is recorded any more; what was."""
