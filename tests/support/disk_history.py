@@ -153,6 +153,8 @@ class History:
             self._flushing[process] = dict(self._returned)
         elif kind == "flushed":
             self._require(index, self._flushing.pop(process))
+        elif kind == "closed":
+            self._require(index, self._returned)
         elif kind == "stable":
             self._require(index, {said["page"]: said["wts"]})
 

@@ -1,6 +1,7 @@
 """mmpc with one step of its durability broken, to see that the crash laboratory notices.
 
-Not here, because in the model of the disk (a sector is written whole) they change nothing:
+Not here: fences and memory orders, since the trace is one order of all stores.  And, because in the model of the disk
+(a sector is written whole, but for one that a write is just changing) they change nothing:
 
 * A mark over the block with the newer epoch, or the marks of a slot not settled by its new owner.  A mark is eight
   sectors that each say the epoch.  Each is on the disk as it was or as it became, so an epoch that was durable is
@@ -222,6 +223,28 @@ MUTANTS = [
         "epoch-not-above-what-was-discarded",
         (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
         ("recovery", "writers"),
+    ),
+    Mutant(
+        "the-last-one-does-not-flush",
+        (
+            (
+                "mmpc/pagecache.py",
+                "        error = _store.settle(self._attachment, options.path) if last else None\n",
+                "        error = None\n",
+            ),
+        ),
+        ("close",),
+    ),
+    Mutant(
+        "those-who-leave-together-do-not-flush",
+        (
+            (
+                "mmpc/pagecache.py",
+                "        if not last and _store.nobody_left(options.path):\n            _store.flush_after_last(options)\n",
+                "",
+            ),
+        ),
+        ("close",),
     ),
     Mutant(
         "config-renamed-before-its-sync",

@@ -41,6 +41,16 @@ class World:
         note(note="live")
         return pc
 
+    def leave(self, pc: Any) -> None:
+        """The last one leaves."""
+        pc.close()
+        self.left()
+
+    @staticmethod
+    def left() -> None:
+        """Nobody has the store open: all that was done is durable."""
+        note(note="closed")
+
     def start(self, work: Work, *, die: int = 0, die_in: str = "", linger: str = "table", us: int = 600) -> Child:
         """Forks a process that works.  `die`: it is killed at that event (in that file); `linger`: the file after whose
         events it often sleeps, up to `us` microseconds.
@@ -194,7 +204,7 @@ def create(world: World) -> None:
     first.allocate()
     world.together(lambda a: a.some(10), lambda a: a.some(10))
     first.allocate()
-    pc.close()
+    world.leave(pc)
 
 
 def _pages(pc: Any, world: World, n: int) -> Author:
@@ -209,7 +219,7 @@ def writers(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 5)
     world.together(*[lambda a: a.some(120)] * 4)
-    pc.close()
+    world.leave(pc)
 
 
 def _grow(author: Author, n: int) -> None:
@@ -228,7 +238,7 @@ def groups(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 2)
     world.together(*[lambda a: _grow(a, 60)] * 3)
-    pc.close()
+    world.leave(pc)
 
 
 def _rivals(author: Author, n: int) -> None:
@@ -246,7 +256,7 @@ def rivals(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 1)
     world.together(*[lambda a: _rivals(a, 50)] * 4)
-    pc.close()
+    world.leave(pc)
 
 
 def handover(world: World) -> None:
@@ -261,7 +271,7 @@ def handover(world: World) -> None:
         ]
         for child in pair:
             child.wait(PATIENCE)
-    pc.close()
+    world.leave(pc)
 
 
 def deaths(world: World) -> None:
@@ -277,19 +287,20 @@ def deaths(world: World) -> None:
             first.append(2)
         first.flush()
         living.wait(PATIENCE)
-    pc.close()
+    world.leave(pc)
 
 
 def close(world: World) -> None:
     """The last ones leave at the same time, and somebody comes back in the same boot; nobody calls flush."""
     pc = world.begin()
     _pages(pc, world, 2)
-    pc.close()
+    world.leave(pc)
     for _ in range(4):
         world.together(*[lambda a: a.some(8, flushes=0)] * 3)
+        world.left()
     pc = open_store(world.path)
     Author(pc, 0, world.rng).append(2)
-    pc.close()
+    world.leave(pc)
 
 
 def rebuild(world: World) -> None:
@@ -305,7 +316,7 @@ def rebuild(world: World) -> None:
         world.os.unlink(os.path.join(world.path, "table"))
         pc = open_store(world.path)
         Author(pc, 0, world.rng).some(10)
-    pc.close()
+    world.leave(pc)
 
 
 def leaders(world: World) -> None:
@@ -316,14 +327,14 @@ def leaders(world: World) -> None:
     busy += [world.start(lambda a: a.some(60, flushes=0.2)) for _ in range(2)]
     for child in busy:
         child.result(PATIENCE)
-    pc.close()
+    world.leave(pc)
 
 
 def go_on(world: World) -> None:
     """A recovery, and some work after it."""
     pc = world.begin()
     world.together(*[lambda a: a.some(25)] * 2)
-    pc.close()
+    world.leave(pc)
 
 
 def _fill(author: Author, n: int) -> None:
@@ -341,7 +352,7 @@ def snapshots(world: World) -> None:
         while child.running():
             pc.snapshot()
         child.result(PATIENCE)
-    pc.close()
+    world.leave(pc)
 
 
 @dataclass(frozen=True)
