@@ -58,6 +58,7 @@ static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uin
     rec->page_colour = mm_page_colour(g->pid, colour);
     rec->version = version;
     rec->prev_colour = mm_prev_colour(prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
     mm_seal_record(rec, mm_checksum_payload(m->lease.seed, at, rec + 1, n));
     return at + mm_span_of(n);
@@ -169,6 +170,7 @@ static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
     uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
     MM_POINT();
     rc = mm_merge((int)m->merge_kind, spans, c->count, out, bound, &length);
+    at_written(out, bound);
     if (rc) {
         r->file = MM_FILE_LOG;
         r->offset = c->at[0].address;

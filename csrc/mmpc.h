@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "disk.h"
 #include "merge.h"
 #include "msgpack.h"
 #include "points.h"

@@ -108,6 +108,7 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
     rec->prev_colour = mm_prev_colour(p->prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
     mm_seal_record(rec, payload_crc);
 }

@@ -234,6 +234,7 @@ static int take_heads(scan *s)
         if (e) return e < 0 ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : mm_os_failed(s->r, e);
         for (uint64_t i = 0; !rc && i < n; i++)
             if (heads[i]) rc = take_head(s, from + i, &heads[i]);
+        at_written(heads, n * 8);
     }
     if (!rc) at_max_release(&m->g->max_pid, pages);
     return rc;

@@ -273,6 +273,7 @@ def create_lasting(path: str) -> None:
         try:
             if name == "marks":
                 os.ftruncate(fd, MARKS_SIZE)
+                os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut
             if name == "log":
                 check_file_system(fd, path)
                 _no_copy_on_write(fd)
