@@ -159,7 +159,8 @@ static void adopt_segment(scan *s, uint64_t n)
     mm *m = s->m;
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
-    if ((n << m->segment_shift) + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
+    uint64_t base = n << m->segment_shift;
+    if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -183,6 +184,11 @@ static int read_segment(scan *s, uint64_t n)
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
     for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+        uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
+        if (data / MM_BLOCK > at / MM_BLOCK) {
+            at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
+            continue;
+        }
         uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
@@ -343,6 +349,20 @@ static int prepare_scan(scan *s)
     return e ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : MM_OK;
 }
 
+/* The segments of the log that is left. */
+static int trim(scan *s)
+{
+    mm *m = s->m;
+    int rc = mm_log_trim(m, &s->size, s->r);
+    if (rc) return rc;
+    uint64_t left = (s->size + m->segment_size - 1) >> m->segment_shift;
+    at_add_relaxed(&m->g->free_segments, left - s->segments); /* those that are gone held nothing; one that comes was never used */
+    at_store_relaxed(&m->g->segments, left);
+    at_store_relaxed(&m->g->log_size, s->size);
+    s->segments = left;
+    return MM_OK;
+}
+
 /* How much was written since the snapshot, so that the next one comes in time. */
 static void note_snapshot(scan *s)
 {
@@ -364,6 +384,7 @@ static int scan_all(scan *s)
     if (!rc) rc = check_owed(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
+    if (!rc) rc = trim(s);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
     note_snapshot(s);

@@ -33,7 +33,7 @@ def write(mm: Any, path: str, slot: int) -> int:
         rc = lib.mm_snapshot_write(mm, fd, b, r)
         if rc:
             raise errors.from_status(
-                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error
+                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
         name = f"snapshot-{int(b[0]):016x}"
         os.rename(temporary, os.path.join(path, name))
