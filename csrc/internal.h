@@ -126,7 +126,7 @@ void mm_account_flush(mm *m);
 #define MM_NO_SEGMENT UINT64_MAX
 int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r);
 int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r);
-int mm_log_trim(mm *m, uint64_t *size, mm_result *r);
+int mm_log_round(mm *m, uint64_t *size, mm_result *r);
 
 /* rewrite.c */
 void mm_dirty_again(mm *m);

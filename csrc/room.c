@@ -11,20 +11,18 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "internal.h"
 
 #define RESERVE_MOST (UINT64_C(128) << 10)
 #define CHUNK (UINT64_C(64) << 10)
 
-/* 128 KiB, some 3,200 FREE records of one process, or one each of 32 processes; in segments below 1 MiB an eighth of one, two blocks at least. */
+/* 128 KiB: some 3,200 FREE records of one process, or one each of 32 processes that all take a lease for it.  Half a segment if that is less: 32 KiB,
+ * 800 records or 8 processes, in those of 64 KiB. */
 static uint64_t reserve_of(const mm *m, enum mm_purpose purpose)
 {
-    uint64_t n = m->segment_size / 8;
-    if (n > RESERVE_MOST) n = RESERVE_MOST;
-    if (n < 2 * MM_BLOCK) n = 2 * MM_BLOCK;
-    return purpose == MM_GROWS ? n : 0;
+    if (purpose == MM_FREES) return 0;
+    return m->segment_size / 2 < RESERVE_MOST ? m->segment_size / 2 : RESERVE_MOST;
 }
 
 /* The segment that will be opened next, as far as one can know: a FREE one other than `but`, or the first number that was never used. */
@@ -84,41 +82,52 @@ int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, 
 
 /* ---- giving back ------------------------------------------------------------------------------------------------------------- */
 
-/* Where the last bytes of the log end that are no hole; they lie in the last segment that has any. */
-static uint64_t data_end(const mm *m, uint64_t size)
+/* Where the last bytes of [from, to) end that are not zero; `from`: all are.  Holes are zero, and so is what the kernel wrote out beside a byte
+ * that was stored; -1: cannot be read. */
+static int64_t end_of_bytes(int fd, uint64_t from, uint64_t to, uint8_t *chunk)
 {
-    for (uint64_t n = (size + m->segment_size - 1) >> m->segment_shift; n-- > 0;) {
-        uint64_t end = 0;
-        for (uint64_t at = mm_os_data(m->config.log, n << m->segment_shift); at < size; at = mm_os_data(m->config.log, end)) end = mm_os_hole(m->config.log, at);
-        if (end) return end < size ? (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK : size;
+    while (to > from) {
+        uint64_t n = to - from < CHUNK ? to - from : CHUNK;
+        if (mm_os_read_at(fd, chunk, n, to - n)) return -1;
+        for (uint64_t i = n; i-- > 0;)
+            if (chunk[i]) return (int64_t)(to - n + i + 1);
+        to -= n;
+    }
+    return (int64_t)from;
+}
+
+/* The same of the whole log, from its last segment that is not a hole on. */
+static int64_t data_end(const mm_config *c, uint64_t size, uint8_t *chunk)
+{
+    uint64_t segment = UINT64_C(1) << c->segment_shift;
+    for (uint64_t n = (size + segment - 1) >> c->segment_shift; n-- > 0;) {
+        uint64_t begin = n << c->segment_shift, stop = begin + segment < size ? begin + segment : size;
+        if (mm_os_data(c->log, begin) >= stop) continue;
+        int64_t end = end_of_bytes(c->log, begin, stop, chunk);
+        if (end != (int64_t)begin) return end;
     }
     return 0;
 }
 
-static bool all_zero(const mm *m, uint64_t from, uint64_t to, uint8_t *chunk)
+/* What was allocated and is still zero at the end of the log goes back to the device: the recovery that follows may need the room.  Exclusive
+ * callers only.  What cannot be read is left as it is: whoever needs it is told. */
+int mm_log_trim(const mm_config *c, mm_result *r)
 {
-    for (uint64_t n; from < to; from += n) {
-        n = to - from < CHUNK ? to - from : CHUNK;
-        if (mm_os_read_at(m->config.log, chunk, n, from)) return false;
-        for (uint64_t i = 0; i < n; i++)
-            if (chunk[i]) return false;
-    }
-    return true;
-}
-
-/* What is allocated and was never written goes back to the device, and `log` ends with a segment: nothing is appended to one of an earlier life,
- * so the rest of it stays a hole.  Without this each life would waste the rest of a segment; and the room is wanted if the disk is full.
- * Bytes that are not zero are never cut off.  Exclusive callers only; `size` becomes the size of the file. */
-int mm_log_trim(mm *m, uint64_t *size, mm_result *r)
-{
-    uint64_t end = data_end(m, *size), whole = (end + m->segment_size - 1) >> m->segment_shift << m->segment_shift;
+    uint64_t size = mm_os_size(c->log);
     uint8_t *chunk = malloc(CHUNK);
     if (!chunk) return mm_os_failed(r, ENOMEM);
-    bool zero = end >= *size || all_zero(m, end, *size, chunk);
+    int64_t last = data_end(c, size, chunk);
     free(chunk);
-    if (!zero) return MM_OK;
-    int e = end < *size ? mm_os_truncate(m->config.log, end) : 0;
-    if (!e && whole != end) e = mm_os_truncate(m->config.log, whole);
+    uint64_t end = last < 0 ? size : ((uint64_t)last + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
+    int e = end < size ? mm_os_truncate(c->log, end) : 0;
+    return e ? mm_os_failed(r, e) : MM_OK;
+}
+
+/* Nothing is appended to a segment of an earlier life: the log ends with a whole one, what is missing of it is a hole.  Growth would allocate it. */
+int mm_log_round(mm *m, uint64_t *size, mm_result *r)
+{
+    uint64_t whole = (*size + m->segment_size - 1) >> m->segment_shift << m->segment_shift;
+    int e = whole != *size ? mm_os_truncate(m->config.log, whole) : 0;
     if (e) return mm_os_failed(r, e);
     *size = whole;
     return MM_OK;

@@ -349,20 +349,6 @@ static int prepare_scan(scan *s)
     return e ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : MM_OK;
 }
 
-/* The segments of the log that is left. */
-static int trim(scan *s)
-{
-    mm *m = s->m;
-    int rc = mm_log_trim(m, &s->size, s->r);
-    if (rc) return rc;
-    uint64_t left = (s->size + m->segment_size - 1) >> m->segment_shift;
-    at_add_relaxed(&m->g->free_segments, left - s->segments); /* those that are gone held nothing; one that comes was never used */
-    at_store_relaxed(&m->g->segments, left);
-    at_store_relaxed(&m->g->log_size, s->size);
-    s->segments = left;
-    return MM_OK;
-}
-
 /* How much was written since the snapshot, so that the next one comes in time. */
 static void note_snapshot(scan *s)
 {
@@ -384,9 +370,10 @@ static int scan_all(scan *s)
     if (!rc) rc = check_owed(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
-    if (!rc) rc = trim(s);
+    if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
+    at_store_relaxed(&s->m->g->log_size, s->size);
     note_snapshot(s);
     return MM_OK;
 }

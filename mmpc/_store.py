@@ -247,6 +247,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         _exclude_others(files.get("lock"), options.path)
         if limit.this_boot:
             _rewrite(config, options, files)
+        must(lib.mm_log_trim(_core_config(config, options, files), r), r)
         _snapshot.remove_temporary(options.path)
         _files.remove_volatile(options.path, control=not limit.this_boot)
         try:
