@@ -62,6 +62,20 @@ uint64_t mm_os_data(int fd, uint64_t from)
 #endif
 }
 
+/* Where the next hole begins at or behind `from`, which is in the file; its end counts as one. */
+uint64_t mm_os_hole(int fd, uint64_t from)
+{
+#ifdef SEEK_HOLE
+    off_t at = lseek(fd, (off_t)from, SEEK_HOLE);
+    if (at >= 0) return (uint64_t)at;
+#else
+    (void)from;
+#endif
+    return mm_os_size(fd);
+}
+
+int mm_os_truncate(int fd, uint64_t size) { return ftruncate(fd, (off_t)size) ? errno : 0; }
+
 /* Maps pages for writing ahead of the first store; only saves faults. */
 void mm_os_touch(void *p, uint64_t n)
 {
