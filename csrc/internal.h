@@ -103,6 +103,9 @@ int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);
 void mm_set_limits(mm *m);
 
+/* control.c */
+bool mm_control_holds(const mm_config *c); /* the volatile files are of this boot: can what they say be? */
+
 /* result.c */
 int mm_corrupt(mm_result *r, uint32_t file, uint64_t offset);
 int mm_os_failed(mm_result *r, int error); /* MM_FULL or MM_OS */

@@ -176,6 +176,12 @@ def is_temporary_snapshot(name: str) -> bool:
     return name.startswith("snapshot.new-") and name.removeprefix("snapshot.new-").isdecimal()
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of that name may be in a store."""
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    return name in known or is_snapshot(name) or is_temporary_snapshot(name)
+
+
 def create_file(name: str) -> int:
     """A descriptor of an empty file of that name, whatever was there."""
     return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR | _SAFELY, 0o600)
@@ -254,8 +260,7 @@ def make_directory(path: str) -> bool:
 
 def foreign(path: str) -> list[str]:
     """What is in the directory that is no file of a store."""
-    known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
-    return sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
+    return sorted(n for n in os.listdir(path) if not belongs(n))
 
 
 def check_file_system(fd: int, path: str) -> None:

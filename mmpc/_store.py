@@ -315,13 +315,22 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 old.open(options.path, (name,))
             except FileNotFoundError:
                 pass
-        old.fds["log"] = os.dup(files.get("log"))
+        for name in ("log", "marks"):
+            old.fds[name] = os.dup(files.get(name))
         c = _core_config(config, options, old)
         rc = lib.mm_identity_check(c, r)
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
+        known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
+        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+            raise errors.CorruptionError(
+                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
+                "than it was (if it was put back on purpose, remove 'control')",
+                file="marks",
+                offset=0,
+            )
         must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
