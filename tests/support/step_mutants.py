@@ -66,8 +66,8 @@ MUTANTS = [
         (
             (
                 "flush.c",
-                "    int rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n    at_max_release(&m->g->stable, k.epoch);\n",
-                "    at_max_release(&m->g->stable, k.epoch);\n    int rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n",
+                "    rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n    at_max_release(&m->g->stable, k.epoch);\n",
+                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n",
             ),
         ),
         (("kill", "flush"),),
