@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "disk.h"
 #include "merge.h"
 #include "msgpack.h"
 #include "points.h"
@@ -149,6 +150,9 @@ int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
  * Exclusive callers only, after mm_format. */
 int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
                mm_scan_report *report, mm_result *r);
+/* Before mm_rebuild's sync: what a failed sync of this boot may have left clean and not on the disk is made dirty again.  c->control is the old one. */
+int mm_rewrite(const mm_config *c, mm_result *r);
+int mm_log_trim(const mm_config *c, mm_result *r); /* zeros at the end of the log go back to the device */
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */

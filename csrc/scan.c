@@ -169,7 +169,8 @@ static void adopt_segment(scan *s, uint64_t n)
     mm *m = s->m;
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
-    if ((n << m->segment_shift) + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
+    uint64_t base = n << m->segment_shift;
+    if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -193,6 +194,11 @@ static int read_segment(scan *s, uint64_t n)
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
     for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+        uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
+        if (data / MM_BLOCK > at / MM_BLOCK) {
+            at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
+            continue;
+        }
         uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
@@ -234,6 +240,7 @@ static int take_heads(scan *s)
         if (e) return e < 0 ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : mm_os_failed(s->r, e);
         for (uint64_t i = 0; !rc && i < n; i++)
             if (heads[i]) rc = take_head(s, from + i, &heads[i]);
+        at_written(heads, n * 8);
     }
     if (!rc) at_max_release(&m->g->max_pid, pages);
     return rc;
@@ -393,8 +400,10 @@ static int scan_all(mm *m, void *args, mm_result *r)
     if (!rc) rc = check_owed(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
+    if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
+    at_store_relaxed(&s->m->g->log_size, s->size);
     note_snapshot(s);
     return MM_OK;
 }

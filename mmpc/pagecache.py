@@ -318,7 +318,9 @@ class PageCache(Verbs[T]):
             raise errors.Conflict(
                 f"page {pid} is at version {wts} now: somebody wrote since the key was taken", key, fragment
             )
-        raise errors.from_status(status, pid=pid, length=length, offset=offset, file=file, os_error=os_error)
+        raise errors.from_status(
+            status, pid=pid, length=length, offset=offset, file=file, os_error=os_error, path=self._options.path
+        )
 
     # ---- fork, pickle, close
 
