@@ -12,7 +12,7 @@ return (support/stepper.py). The cases and what must hold are those of kill_driv
 
 MOST places are taken (0: all), at equal distances from one that SEED draws. Prints one line of JSON.
 
-Which instructions. All would be too many where a region is long. But what others can see are the shared mappings and the
+Which instructions. All would be too many where a region is long. But what others see are the shared mappings and the
 state of the kernel (files, locks). Between two instructions that change one of these, a death or a stop leaves exactly
 the same: nobody outside can tell the instructions apart. A survey runs the case once and compares the mappings after
 every instruction; a system call counts as a change. Then the child is killed right after each change and right before
