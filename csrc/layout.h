@@ -279,6 +279,7 @@ static inline uint64_t mm_segword_rest(uint64_t w) { return w >> 28; }
 #define MM_CONTROL_SLOTS 12288u
 #define MM_CONTROL_SEGMENTS (MM_CONTROL_SLOTS + MM_SLOTS * 1024u)
 #define MM_MAX_SEGMENTS (UINT64_C(1) << 22)
+#define MM_CONTROL_FRESH (MM_CONTROL_SEGMENTS + MM_BLOCK) /* bytes of the file, at least */
 
 /* ---- table, ids, rts: a block of header, then 64-bit words ------------------------------------------------------- */
 #define MM_WORDS_MAGIC UINT64_C(0x7364726F43504D4D) /* "MMPCords" */

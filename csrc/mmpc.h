@@ -97,6 +97,8 @@ void mm_orphan(mm *m);
 void mm_destroy(mm *m);
 /* 1 when the mapping is gone. */
 int mm_is_closed(const mm *m);
+/* Where the last fault in a mapping was, for MM_CORRUPT from a call that takes no result: r->file, r->offset. */
+void mm_last_fault(const mm *m, mm_result *r);
 
 /* ---- verbs -------------------------------------------------------------------------------------------------------- */
 

@@ -381,8 +381,10 @@ static void note_snapshot(scan *s)
     at_store_relaxed(&s->m->g->snapshot_epoch, s->info ? s->info->a : 1);
 }
 
-static int scan_all(scan *s)
+static int scan_all(mm *m, void *args, mm_result *r)
 {
+    scan *s = args;
+    (void)m, (void)r;
     int rc = prepare_scan(s);
     for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);
     if (!rc && s->snapshot >= 0) rc = take_heads(s);
@@ -415,7 +417,8 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     mm_set_limits(m);
     scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
                .report = report, .r = r };
-    int rc = scan_all(&s);
+    mm_guard_install();
+    int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
     free(s.entries);

@@ -48,6 +48,12 @@ class Attachment:
         lib.mm_close(self.mm)
         _graves.append(self.mm)
 
+    def damage(self) -> Exception:
+        """CorruptionError for a call of the core that found damage and had no mm_result to say where."""
+        r = ffi.new("mm_result *")
+        lib.mm_last_fault(self.mm, r)
+        return _failed(errors.CORRUPT, r)
+
 
 _graves: list[Any] = []
 
@@ -296,9 +302,10 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
 
 
 def alone(attachment: Attachment) -> bool:
-    """True when no other slot is live."""
+    """True when no other slot is live, or `control` cannot be read: then nobody else can flush either."""
     s = ffi.new("mm_stats *")
-    return bool(lib.mm_get_stats(attachment.mm, s) == errors.OK and s.slots == 1)
+    status = lib.mm_get_stats(attachment.mm, s)
+    return bool(status == errors.CORRUPT or (status == errors.OK and s.slots == 1))
 
 
 def nobody_left(path: str) -> bool:

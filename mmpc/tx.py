@@ -40,6 +40,8 @@ class Tx:
             status = lib.mm_timestamp(attachment.mm, ts)
         if status == errors.FORKED:
             raise errors.Closed("the store's handle belongs to the parent process")
+        if status == errors.CORRUPT:
+            raise attachment.damage()
         if status:
             raise errors.Closed("this handle is closed; open the store again")
         self.ts: int = ts[0]
