@@ -21,8 +21,8 @@
 #ifndef DEATHS
 #define DEATHS 1
 #endif
-#ifndef ERRORS
-#define ERRORS 1
+#ifndef FAULTS
+#define FAULTS 1
 #endif
 #ifndef COMMITS
 #define COMMITS 1
@@ -34,7 +34,7 @@
 #endif
 byte epoch = 1, stable, leader, flushed, waiting;
 byte com, disk;                         /* records committed; covered by a mark */
-byte deaths, errors; bool failed, asleep[NF];
+byte deaths, faults; bool failed, asleep[NF];
 
 #define DIE if :: deaths < DEATHS -> atomic { deaths++; goto out } :: skip fi
 inline wake() { d_step { asleep[0] = 0; asleep[1] = 0;
@@ -62,7 +62,7 @@ proctype Flush(byte me)
 again:
     atomic { l = 0; seen = 0; E = 0; img = 0; c = 0; mine = 0 };
     if :: stable >= target -> goto done :: else fi;
-#if ERRORS
+#if FAULTS
     if :: failed -> goto out :: else fi;
 #endif
     d_step { n++; assert(n <= TURNS); mine = n * 4 + me + 1 };
@@ -95,7 +95,7 @@ wait:
     fi;
     DIE;
     d_step { c = waiting + 1; waiting = 0 };
-#if ERRORS
+#if FAULTS
     if :: failed -> bad = 1; goto end :: else fi;
 #endif
 #ifdef SYNC_EARLY
@@ -109,9 +109,9 @@ wait:
     img = com;
 #endif
     DIE;
-#if ERRORS
+#if FAULTS
     if
-    :: errors < ERRORS -> errors++; failed = 1; bad = 1; goto end
+    :: faults < FAULTS -> faults++; failed = 1; bad = 1; goto end
     :: skip
     fi;
     if :: failed -> bad = 1; goto end :: else fi;
