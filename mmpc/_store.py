@@ -147,8 +147,8 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
 
 
 def _attach(config: Config, options: Options, locked: bool = False) -> Attachment | None:
-    """None when the volatile files are not of this boot, or are being replaced, or a process may have died in a sync that
-    failed: the slow path (`locked`) decides.
+    """None when the volatile files are not of this boot, or are being replaced, or a process may have died in a
+    sync that failed: the slow path (`locked`) decides.
     """
     r, status = ffi.new("mm_result *"), ffi.new("int *")
     with Descriptors() as files:

@@ -1,7 +1,7 @@
 """A sync that fails, on a device that fails: the store fails as a whole, and comes back as it was durable.
 
-The kernel calls pages clean that it could not write, and tells of it once. So each test that ends well ends with a look at
-the device alone: unmounted, mounted, opened after another boot.
+The kernel calls pages clean that it could not write, and tells of it once. So each test that ends well ends with a
+look at the device alone: unmounted, mounted, opened after another boot.
 """
 
 from __future__ import annotations
@@ -159,9 +159,8 @@ def test_what_a_recovery_counts_is_on_the_device(
         with look_at_the_device(device, monkeypatch) as pc:
             assert pc.get(pid).value == [0, LARGE]
         return
-    with pytest.raises((mmpc.CorruptionError, AssertionError)):
-        with look_at_the_device(device, monkeypatch) as pc:
-            assert pc.get(pid).value == [0, LARGE]
+    with pytest.raises((mmpc.CorruptionError, AssertionError)), look_at_the_device(device, monkeypatch) as pc:
+        assert pc.get(pid).value == [0, LARGE]
 
 
 def die_in_a_failing_sync(device: Failing, pid: int, noted: bool) -> None:
@@ -210,9 +209,8 @@ def test_a_process_killed_before_it_can_tell_of_its_failed_sync(
         assert pc.get(pid).value == [0, LARGE]
         pc.flush()
     device.mend()
-    with pytest.raises((mmpc.CorruptionError, AssertionError)):
-        with look_at_the_device(device, monkeypatch) as pc:
-            assert pc.get(pid).value == [0, LARGE]
+    with pytest.raises((mmpc.CorruptionError, AssertionError)), look_at_the_device(device, monkeypatch) as pc:
+        assert pc.get(pid).value == [0, LARGE]
 
 
 @pytest.mark.parametrize("table", [True, False], ids=["attached", "rebuilt"])

@@ -1,4 +1,4 @@
-"""What the system refuses at opening and after: an error with path, cause and remedy; nothing leaks, nothing stays behind."""
+"""What the system refuses: an error with path, cause and remedy; nothing leaks, nothing stays behind."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def test_a_directory_of_another_user(place: Path, children: Children) -> None:
     for mode in (0o700, 0o555, 0o500):
         store.chmod(mode)
         for create in (False, True):
-            work = as_nobody(lambda c=create: refusal(opener(store, create=c), str(store), "Permission denied", "chmod"))
+            call = opener(store, create=create)
+            work = as_nobody(lambda c=call: refusal(c, str(store), "Permission denied", "chmod"))
             assert children.run(work) == "Unsupported"
     store.chmod(0o700)
     assert usable(store)
@@ -141,7 +142,8 @@ def test_a_mount_for_reading_only() -> None:
                     assert name == "Unsupported"
         disk.remount("rw")
         assert not (disk.path / "new").exists()
-        assert usable(store) and usable(disk.path / "new")
+        assert usable(store)
+        assert usable(disk.path / "new")
 
 
 @pytest.mark.parametrize("left", [0, 4096, 16 << 10, 64 << 10, 150 << 10, 200 << 10, 300 << 10])
@@ -227,7 +229,8 @@ def test_too_many_open_files_at_creation_and_at_opening(place: Path, children: C
         return attempts(call, place / "store")
 
     took, names = children.run(create)
-    assert took > 7 and names == {"OSError"}
+    assert took > 7
+    assert names == {"OSError"}
 
     def attach() -> tuple[int, set[str]]:
         keeper = mmpc.open(place / "store", mmpc.Append())
@@ -237,7 +240,8 @@ def test_too_many_open_files_at_creation_and_at_opening(place: Path, children: C
             keeper.close()
 
     took, names = children.run(attach)
-    assert took >= 7 and names == {"OSError"}
+    assert took >= 7
+    assert names == {"OSError"}
     assert usable(place / "store")
 
 
@@ -246,7 +250,10 @@ def test_too_many_open_files_in_a_forked_child_and_at_a_flush(place: Path, child
         pid, _ = pc.allocate([1])
 
         def child() -> str:
-            name = limited(2, lambda: refusal(lambda: pc.append(pid, [2]), str(place), "Too many", "ulimit", leak=True))()
+            def refused() -> str:
+                return refusal(lambda: pc.append(pid, [2]), str(place), "Too many", "ulimit", leak=True)
+
+            name = limited(2, refused)()
             pc.append(pid, [3])  # the handle attaches once it can
             return str(name)
 
@@ -271,4 +278,5 @@ def test_a_file_where_a_directory_should_be(tmp_path: Path, create: bool, tail: 
     file.write_bytes(b"mine")
     name = refusal(opener(file / tail if tail else file, create=create), str(file), "is not a directory", "choose")
     assert name == "IncompatibleStore"
-    assert file.read_bytes() == b"mine" and stat.S_ISREG(file.stat().st_mode)
+    assert file.read_bytes() == b"mine"
+    assert stat.S_ISREG(file.stat().st_mode)

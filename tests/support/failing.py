@@ -1,4 +1,5 @@
-"""A device that fails for real: ext4 on a loop device whose backing file lost the pages below a part of the log, on a full tmpfs.
+"""A device that fails for real: ext4 on a loop device whose backing file, on a full tmpfs, lost the pages below a
+part of the log.
 
 The loop driver reports a write as done of which only the first part found room. So the part that fails begins where no
 write begins before it: at a segment, whose size no folio of the page cache exceeds.
