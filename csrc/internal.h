@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "crc32c.h"
+#include "guard.h"
 #include "layout.h"
 #include "mmpc.h"
 
@@ -53,11 +54,28 @@ struct mm {
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
+    pv_word fault_file, fault_offset; /* of the last fault in a mapping */
     mm_lease lease;
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
     mm_config config;
 };
+
+/* Mutexes of this process, so that a fault gives them back (guard.c). */
+static inline pthread_mutex_t *mm_mutex(mm *m, enum mm_hold which)
+{
+    return which == MM_HOLD_PUBLISH ? &m->publish : which == MM_HOLD_SHARING ? &m->sharing : &m->flushing;
+}
+static inline void mm_lock(mm *m, enum mm_hold which)
+{
+    pthread_mutex_lock(mm_mutex(m, which));
+    mm_note_hold(which);
+}
+static inline void mm_unlock(mm *m, enum mm_hold which)
+{
+    mm_note_release(which);
+    pthread_mutex_unlock(mm_mutex(m, which));
+}
 
 /* os.c */
 int mm_os_map(int fd, uint64_t window, uint8_t **out);
@@ -87,9 +105,16 @@ int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);
 void mm_set_limits(mm *m);
 
+/* control.c */
+bool mm_control_holds(const mm_config *c); /* the volatile files are of this boot: can what they say be? */
+
 /* result.c */
 int mm_corrupt(mm_result *r, uint32_t file, uint64_t offset);
 int mm_os_failed(mm_result *r, int error); /* MM_FULL or MM_OS */
+
+/* guard.c */
+int mm_measure(mm *m, mm_result *r);        /* `control` and `table` are as long as they should be; the caller keeps the mapping */
+int mm_blame(mm *m, int rc, mm_result *r);  /* rc; if it is MM_NOPAGE or MM_CORRUPT and a file was cut, that */
 
 /* slot.c */
 int mm_slot_claim(mm *m, mm_result *r);
@@ -97,6 +122,7 @@ void mm_slot_release(mm *m);
 int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch); /* pins; MM_OK, MM_CLOSED, MM_FORKED, MM_FAILED */
 int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch); /* the same in a store where a sync has failed */
 void mm_leave(mm *m, uint32_t pin);
+void mm_pin_give_up(mm *m, uint32_t pin, bool sharing); /* after a fault; sharing: in the middle of entering or leaving by the shared word */
 int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED, MM_FORKED, MM_FAILED */
 void mm_announce(mm *m);                    /* epoch into the slot, full fence */
 void mm_publish_end(mm *m);
@@ -115,11 +141,13 @@ void mm_ids_give_back(mm *m);
 /* segment.c */
 mm_segment *mm_segment_of(mm *m, uint64_t address, mm_result *r); /* NULL: outside the published sizes */
 uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
+int mm_log_whole(mm *m, mm_result *r);                     /* the file holds what is published */
 int mm_log_cover(mm *m, uint64_t end, mm_result *r);
 bool mm_log_reaches(mm *m, uint64_t end);
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
 int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
+void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */
 void mm_segment_abandon(mm *m, uint32_t slot);             /* what a dead owner was preparing */
 void mm_account(mm *m, uint64_t address, int64_t bytes);
 void mm_account_flush(mm *m);

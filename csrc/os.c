@@ -24,13 +24,16 @@ int mm_os_map(int fd, uint64_t window, uint8_t **out)
 #ifdef MADV_DONTDUMP
     madvise(p, window, MADV_DONTDUMP);
 #endif
+    MM_DISK(mm_disk_map(fd, p, window));
     *out = p;
     return 0;
 }
 
 void mm_os_unmap(uint8_t *p, uint64_t window)
 {
-    if (p) munmap(p, window);
+    if (!p) return;
+    MM_DISK(mm_disk_unmap(p));
+    munmap(p, window);
 }
 
 /* Allocates the bytes [from, to) of a file.  May be done twice and by several at once; never shrinks, never zero-fills by writes. */
@@ -39,7 +42,10 @@ int mm_os_grow(int fd, uint64_t from, uint64_t to)
     if (MM_POINT_FAILS()) return ENOSPC;
     if (to <= from) return 0;
     for (;;) {
+        MM_DISK(mm_disk_hold());
         int e = posix_fallocate(fd, (off_t)from, (off_t)(to - from));
+        if (!e) MM_DISK(mm_disk_grew(fd, to));
+        MM_DISK(mm_disk_release());
         if (e != EINTR) return e;
     }
 }
@@ -104,7 +110,14 @@ int mm_os_sync_filesystem(int fd)
 int mm_os_sync(int fd)
 {
     if (MM_POINT_FAILS()) return EIO;
+#ifdef MMPC_DISK
+    uint64_t begun = mm_disk_sync(fd, 0);
+    int e = fdatasync(fd) ? errno : 0;
+    if (!e && begun) mm_disk_sync(fd, begun);
+    return e;
+#else
     return fdatasync(fd) ? errno : 0;
+#endif
 }
 
 uint64_t mm_os_monotonic(void)
@@ -157,7 +170,10 @@ int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset)
 {
     const uint8_t *b = p;
     while (n) {
+        MM_DISK(mm_disk_hold());
         ssize_t k = pwrite(fd, b, n, (off_t)offset);
+        if (k > 0) MM_DISK(mm_disk_wrote(fd, b, (uint64_t)k, offset));
+        MM_DISK(mm_disk_release());
         if (k < 0 && errno == EINTR) continue;
         if (k <= 0) return k ? errno : EIO;
         b += k;

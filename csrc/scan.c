@@ -14,7 +14,7 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
-    bool counts, followed;                   /* holds a record that counts; so does the lease of its slot that came next */
+    bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
 } found_lease;
 
 typedef struct scan {
@@ -45,6 +45,31 @@ static bool colour_counts(const scan *s, uint64_t colour)
     return true;
 }
 
+static uint64_t segment_end(const scan *s, uint64_t n)
+{
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    return end < s->size ? end : s->size;
+}
+
+/* The record at `at`, if it is whole: its span, else 0. */
+static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
+{
+    if (at + MM_RECORD_HEADER > end) return 0;
+    const mm_record *rec = (const mm_record *)(s->m->log + at);
+    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    *word = at_load_relaxed(&rec->crc_commit);
+    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
+    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
+    return span;
+}
+
+/* The head of a snapshot is compared by its version: damaged, it must not give way to an older record that was read. */
+static bool head_whole(const scan *s, uint64_t address)
+{
+    uint64_t n = address >> s->m->segment_shift, word;
+    return whole_record(s, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
+}
+
 static int apply(scan *s, uint64_t address, const mm_record *rec)
 {
     uint64_t pid = mm_record_pid(rec);
@@ -53,7 +78,10 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
     uint64_t head = at_load_relaxed(&s->m->table[pid]);
     if (head) {
         const mm_record *now = (const mm_record *)(s->m->log + mm_head_address(head));
-        if (now->version >= rec->version) return MM_OK;
+        /* Of two that are equal the one that was read wins: a snapshot may name a record that nobody committed or saw, and that a
+         * recovery without that snapshot did not find. */
+        if (now->version > rec->version) return MM_OK;
+        if (s->snapshot >= 0 && !head_whole(s, mm_head_address(head))) return mm_corrupt(s->r, MM_FILE_LOG, mm_head_address(head));
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);
@@ -82,18 +110,6 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
     }
     s->report->discarded++;
     return MM_OK;
-}
-
-/* The record at `at`, if it is whole: its span, else 0. */
-static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
-{
-    if (at + MM_RECORD_HEADER > end) return 0;
-    const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
-    *word = at_load_relaxed(&rec->crc_commit);
-    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
-    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
-    return span;
 }
 
 static int note_lease(scan *s, uint64_t at)
@@ -145,12 +161,6 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
     memcpy(h, s->m->log + (n << s->m->segment_shift), sizeof *h);
     return h->magic == MM_SEGMENT_MAGIC && h->crc == crc32c_extend(0, (const uint8_t *)h + 12, sizeof *h - 12) && h->number == n
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
-}
-
-static uint64_t segment_end(const scan *s, uint64_t n)
-{
-    uint64_t end = (n + 1) << s->m->segment_shift;
-    return end < s->size ? end : s->size;
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
@@ -205,7 +215,9 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
     if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
     if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    if (mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) == s->entries[n].word >> 32) return MM_OK;
+    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
+    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
+    if (mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
     *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
@@ -228,6 +240,7 @@ static int take_heads(scan *s)
         if (e) return e < 0 ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : mm_os_failed(s->r, e);
         for (uint64_t i = 0; !rc && i < n; i++)
             if (heads[i]) rc = take_head(s, from + i, &heads[i]);
+        at_written(heads, n * 8);
     }
     if (!rc) at_max_release(&m->g->max_pid, pages);
     return rc;
@@ -265,8 +278,21 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* Below a fill that the newest mark lists, and in the lease that came before one with a record that counts (its author had seen all of it),
- * every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
+ * holds nothing is no end of it: its owner died, or lost, before it published. */
+static int require_before(const scan *s, found_lease *l)
+{
+    int rc = MM_OK;
+    while (!rc && l && l->previous && !l->behind) {
+        l->behind = true;
+        rc = require(s, l->previous, l->filled, &l);
+        if (!rc && l) l->followed = true;
+    }
+    return rc;
+}
+
+/* Below a fill that the newest mark lists, and in the leases that came before those, every record must be whole: a bad one there is damage,
+ * not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -274,12 +300,14 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
-    for (uint32_t i = 0; !rc && i < mark.count; i++) rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-    for (uint64_t i = 0; !rc && i < s->found; i++) {
-        if (!s->leases[i].counts || !s->leases[i].previous) continue;
-        rc = require(s, s->leases[i].previous, s->leases[i].filled, &l);
-        if (!rc && l) l->followed = true;
+    for (uint32_t i = 0; !rc && i < mark.count; i++) {
+        rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+        if (rc || !l) continue;
+        l->counts = true;
+        rc = require_before(s, l);
     }
+    for (uint64_t i = 0; !rc && i < s->found; i++)
+        if (s->leases[i].counts) rc = require_before(s, &s->leases[i]);
     return rc;
 }
 
@@ -359,8 +387,10 @@ static void note_snapshot(scan *s)
     at_store_relaxed(&s->m->g->snapshot_epoch, s->info ? s->info->a : 1);
 }
 
-static int scan_all(scan *s)
+static int scan_all(mm *m, void *args, mm_result *r)
 {
+    scan *s = args;
+    (void)m, (void)r;
     int rc = prepare_scan(s);
     for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);
     if (!rc && s->snapshot >= 0) rc = take_heads(s);
@@ -395,7 +425,8 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     mm_set_limits(m);
     scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
                .report = report, .r = r };
-    int rc = scan_all(&s);
+    mm_guard_install();
+    int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
     free(s.entries);

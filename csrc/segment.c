@@ -35,6 +35,12 @@ static int segments_refresh(mm *m, mm_result *r)
     return MM_OK;
 }
 
+int mm_log_whole(mm *m, mm_result *r)
+{
+    uint64_t published = at_load_acquire(&m->g->log_size), size = mm_os_size(m->config.log); /* in this order: the file grows first */
+    return published > size ? mm_corrupt(r, MM_FILE_LOG, size) : MM_OK;
+}
+
 /* The growth step: small stores stay small, large ones grow a segment at a time. */
 static uint64_t grown(const mm *m, uint64_t now, uint64_t end)
 {
@@ -57,6 +63,8 @@ int mm_log_cover(mm *m, uint64_t end, mm_result *r)
         if (end > m->log_window) return MM_LIMIT;
         uint64_t want = grown(m, now, end);
         if (want > m->log_window) want = m->log_window;
+        int rc = mm_log_whole(m, r); /* growth would put zeros where somebody cut it */
+        if (rc) return rc;
         int e = mm_os_grow(m->config.log, now, want);
         uint64_t least = (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
         if ((e == ENOSPC || e == EDQUOT) && least < want) { /* the last of the disk is used, too */
@@ -110,6 +118,7 @@ static bool prepare(mm *m, uint64_t n, uint64_t *generation)
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE) return false;
     *generation = (mm_segword_generation(w) + 1) & 0xFFFFFF;
+    if (*generation == 0) *generation = 1; /* 0 is no generation: peek.h */
     return at_cas_acq_rel(&m->segments[n].word, &w, mm_segword(MM_SEG_PREPARING, *generation, m->slot_index));
 }
 
@@ -216,8 +225,8 @@ static void announce_lease(mm *m, uint64_t address, uint64_t generation, uint64_
 {
     const mm_lease *l = &m->lease;
     at_store_relaxed(&m->slot->last_fill, 0); /* while it is 0 nobody believes last_lease */
-    at_store_relaxed(&m->slot->last_lease, l->start ? l->start : l->previous);
-    at_store_relaxed(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
+    at_store_release(&m->slot->last_lease, l->start ? l->start : l->previous);
+    at_store_release(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
     at_store_relaxed(&m->slot->lease_fill, 0); /* before the address: nobody pairs the old fill with the new lease */
     at_store_relaxed(&m->slot->lease_shape, generation << 32 | blocks);
     at_store_seq_cst(&m->slot->lease, address);
@@ -240,26 +249,42 @@ void mm_lease_ended(mm *m)
     at_max_release(&m->segments[l->segment].written, at_load_acquire(&m->g->epoch));
 }
 
-static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks, bool reserve)
+/* Where it was written to is not known any more: the bytes behind the bump pointer may be a published record. */
+void mm_lease_give_up(mm *m)
 {
     mm_lease *l = &m->lease;
+    if (l->start) {
+        l->previous = l->start;
+        l->filled = l->bump - l->start;
+    }
+    l->start = 0;
+    l->live = 0;
+    announce_again(m);
+    at_max_release(&m->segments[l->segment].written, at_load_acquire(&m->g->epoch));
+}
+
+/* m->lease changes as a whole, at the end: a fault on the way leaves the old one. */
+static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks, bool reserve)
+{
     mm_account_flush(m);
-    if (l->start) mm_lease_ended(m);
+    if (m->lease.start) mm_lease_ended(m);
     at_add_relaxed(&m->g->log_taken, blocks * MM_BLOCK);
     if (mm_snapshot_wanted(m) && at_load_relaxed(&m->g->snapshot_due) < mm_os_monotonic()) m->due = true;
-    l->start = (n << m->segment_shift) + first * MM_BLOCK;
-    l->end = l->start + blocks * MM_BLOCK;
-    l->segment = (uint32_t)n;
-    l->generation = (uint32_t)generation;
-    l->seed = mm_segment_seed(m, &m->segments[n]);
-    l->reserve = reserve;
-    if (!reserve) l->next_size = l->next_size * 2 < LEASE_LARGEST ? l->next_size * 2 : LEASE_LARGEST;
-    mm_lease_header h = { .magic = MM_LEASE_MAGIC, .address = l->start, .blocks = (uint32_t)blocks, .generation = l->generation,
-                          .previous = l->previous, .filled = l->filled, .stable = at_load_acquire(&m->g->stable) };
-    h.crc = crc32c_extend(l->seed, (const uint8_t *)&h + 4, sizeof h - 4);
-    mm_os_touch(m->log + l->start, l->end - l->start);
-    at_copy(m->log + l->start, &h, sizeof h);
-    l->bump = l->start + sizeof h;
+    mm_lease l = m->lease;
+    l.start = (n << m->segment_shift) + first * MM_BLOCK;
+    l.end = l.start + blocks * MM_BLOCK;
+    l.segment = (uint32_t)n;
+    l.generation = (uint32_t)generation;
+    l.seed = mm_segment_seed(m, &m->segments[n]);
+    l.reserve = reserve;
+    if (!reserve) l.next_size = l.next_size * 2 < LEASE_LARGEST ? l.next_size * 2 : LEASE_LARGEST;
+    mm_lease_header h = { .magic = MM_LEASE_MAGIC, .address = l.start, .blocks = (uint32_t)blocks, .generation = l.generation,
+                          .previous = l.previous, .filled = l.filled, .stable = at_load_acquire(&m->g->stable) };
+    h.crc = crc32c_extend(l.seed, (const uint8_t *)&h + 4, sizeof h - 4);
+    mm_os_touch(m->log + l.start, l.end - l.start);
+    at_copy(m->log + l.start, &h, sizeof h);
+    l.bump = l.start + sizeof h;
+    m->lease = l;
     at_store_release(&m->slot->lease_fill, sizeof h);
 }
 

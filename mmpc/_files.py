@@ -176,6 +176,12 @@ def is_temporary_snapshot(name: str) -> bool:
     return name.startswith("snapshot.new-") and name.removeprefix("snapshot.new-").isdecimal()
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of that name may be in a store."""
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    return name in known or is_snapshot(name) or is_temporary_snapshot(name)
+
+
 def create_file(name: str) -> int:
     """A descriptor of an empty file of that name, whatever was there."""
     return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR | _SAFELY, 0o600)
@@ -183,7 +189,10 @@ def create_file(name: str) -> int:
 
 def open_file(name: str) -> int:
     """A descriptor for reading. CorruptionError: it is no regular file."""
-    fd = os.open(name, os.O_RDONLY | _SAFELY)
+    try:
+        fd = os.open(name, os.O_RDONLY | _SAFELY)
+    except OSError as e:
+        raise explained(e, os.path.dirname(name), os.path.basename(name)) from e
     try:
         _check_regular(fd, os.path.dirname(name), os.path.basename(name))
     except BaseException:
@@ -193,10 +202,10 @@ def open_file(name: str) -> int:
 
 
 def remove_file(name: str) -> None:
-    """Removes a file, unless somebody else did."""
+    """Removes a file, unless somebody else did. A directory of that name is not ours: it stays."""
     try:
         os.unlink(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return
 
 
@@ -224,31 +233,34 @@ def boot_id() -> bytes:
 
 
 def make_directory(path: str) -> bool:
-    """Creates the directory (mode 0700, parents as usual), or takes an existing one that is a store's, or
-    empty.  True: it was not there.
+    """Creates the directory (mode 0700, parents as usual), or takes an existing one that is a store's, or empty.
+    True: it was not there.
+
+    The names of the directory, and of the parents that were missing, are durable on return.
     """
-    parent = os.path.dirname(path)
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-        sync_directory(parent or ".")
-        return True
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise errors.IncompatibleStore(f"{path!r} exists and is not a directory") from None
+    missing, made = [path], False
+    while not os.path.isdir(parent := os.path.dirname(missing[-1])) and parent != missing[-1]:
+        missing.append(parent)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700 if directory == path else 0o777)
+            made = directory == path
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
+        if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
+            sync_directory(os.path.dirname(directory))
     others = foreign(path)
     if others:
         raise errors.IncompatibleStore(
             f"{path!r} is not an mmpc store: it holds {', '.join(others[:5])}; choose an empty directory"
         )
-    return False
+    return made
 
 
 def foreign(path: str) -> list[str]:
     """What is in the directory that is no file of a store."""
-    known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
-    return sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
+    return sorted(n for n in os.listdir(path) if not belongs(n))
 
 
 def check_file_system(fd: int, path: str) -> None:
@@ -288,6 +300,7 @@ def create_lasting(path: str) -> None:
             if name == "marks":
                 os.ftruncate(fd, MARKS_SIZE)
                 os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # with one of these slots a flush needs no room
+                os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut
             if name == "log":
                 check_file_system(fd, path)
         finally:

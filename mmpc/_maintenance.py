@@ -84,7 +84,7 @@ class Snapshotter:
     @staticmethod
     def _run(attachment: Attachment, path: str) -> None:
         try:
-            _snapshot.write(attachment.mm, path, attachment.slot)
+            _snapshot.write(attachment, path)
         except (errors.Closed, errors.StoreFailed):
             return  # whoever asks next is told
         except (errors.MmpcError, OSError) as e:

@@ -20,13 +20,24 @@ def found(path: str) -> list[str]:
     return sorted((n for n in os.listdir(path) if _files.is_snapshot(n)), reverse=True)
 
 
-def write(mm: Any, path: str, slot: int) -> int:
+def write(attachment: Any, path: str) -> int:
     """Writes a snapshot of the store and removes older ones; returns the epoch whose mark makes it usable.
 
     It has its name when its bytes are durable, and is durable under it on return. Errors: those of a flush;
     DiskFullError, OSError: there is none then, and the older ones stay.
     """
-    temporary = os.path.join(path, f"snapshot.new-{slot}")
+    with attachment.snapshotting:
+        epoch = _write_aside(attachment.mm, path, os.path.join(path, f"snapshot.new-{attachment.slot}"))
+    _files.sync_directory(path)
+    _remove_older(path, _name(epoch))
+    return epoch
+
+
+def _name(epoch: int) -> str:
+    return f"snapshot-{epoch:016x}"
+
+
+def _write_aside(mm: Any, path: str, temporary: str) -> int:
     r, b = ffi.new("mm_result *"), ffi.new("uint64_t *")
     fd = _files.create_file(temporary)
     try:
@@ -35,15 +46,12 @@ def write(mm: Any, path: str, slot: int) -> int:
             raise errors.from_status(
                 rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
-        name = f"snapshot-{int(b[0]):016x}"
-        os.rename(temporary, os.path.join(path, name))
+        os.rename(temporary, os.path.join(path, _name(int(b[0]))))
     except BaseException:
         _files.remove_file(temporary)
         raise
     finally:
         os.close(fd)
-    _files.sync_directory(path)
-    _remove_older(path, name)
     return int(b[0])
 
 
@@ -59,6 +67,22 @@ def remove_temporary(path: str) -> None:
     for name in os.listdir(path):
         if _files.is_temporary_snapshot(name):
             _files.remove_file(os.path.join(path, name))
+
+
+def keep_only(path: str, name: str | None) -> None:
+    """Removes all snapshots but one, durably.
+
+    A head that nobody committed or saw counts with its snapshot and is not found without it. So what a recovery
+    passed over must not be used by a later one.
+    """
+    others = [n for n in found(path) if n != name]
+    for other in others:
+        try:
+            _files.remove_file(os.path.join(path, other))
+        except OSError:
+            continue  # a directory of that name: it will never be used
+    if others:
+        _files.sync_directory(path)
 
 
 class Chosen:
@@ -79,7 +103,11 @@ def choose(c: Any, path: str, durable: int, notes: list[str]) -> Chosen | None:
     CorruptionError: one holds that was made after a mark newer than the newest mark there is: a mark is lost.
     """
     for name in found(path):
-        fd = _files.open_file(os.path.join(path, name))
+        try:
+            fd = _files.open_file(os.path.join(path, name))
+        except (errors.CorruptionError, OSError) as e:
+            notes.append(f"{name} cannot be read ({e}) and was not used")
+            continue
         chosen = None
         try:
             chosen = _judge(c, name, fd, durable, notes)
@@ -104,7 +132,6 @@ def _judge(c: Any, name: str, fd: int, durable: int, notes: list[str]) -> Chosen
         rc = lib.mm_snapshot_check(c, fd, info, r)
     if rc == errors.OK:
         return Chosen(name, fd, info)
-    if rc != errors.CORRUPT:
-        raise errors.from_status(rc, pid=0, length=0, offset=r.offset, file=r.file, os_error=r.os_error)
-    notes.append(f"{name} is damaged at offset {r.offset} and was not used")
+    what = f"is damaged at offset {r.offset}" if rc == errors.CORRUPT else f"cannot be read ({os.strerror(r.os_error)})"
+    notes.append(f"{name} {what} and was not used")
     return None

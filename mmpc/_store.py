@@ -9,6 +9,7 @@ first and only then asks whether any slot byte is locked, so one of the two sees
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 from . import _files, _recovery, _snapshot, errors
@@ -34,17 +35,24 @@ class Attachment:
     freed when the next attachment is made.
     """
 
-    __slots__ = ("__weakref__", "mm", "slot")
+    __slots__ = ("__weakref__", "mm", "slot", "snapshotting")
 
     def __init__(self, mm: Any) -> None:
         while _graves:
             lib.mm_destroy(_graves.pop())
         self.mm = mm
         self.slot = int(lib.mm_slot_number(mm))
+        self.snapshotting = threading.Lock()  # one file of the slot's name at a time
 
     def __del__(self) -> None:
         lib.mm_close(self.mm)
         _graves.append(self.mm)
+
+    def damage(self) -> Exception:
+        """CorruptionError for a call of the core that found damage and had no mm_result to say where."""
+        r = ffi.new("mm_result *")
+        lib.mm_last_fault(self.mm, r)
+        return _failed(errors.CORRUPT, r)
 
 
 _graves: list[Any] = []
@@ -276,6 +284,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
             must(lib.mm_marks_newest(c, newest, r), r)
             found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only)
             epoch = found.rebuild()
+            _snapshot.keep_only(options.path, found.used)
             must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
             must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
             for name in _files.VOLATILE:
@@ -325,13 +334,22 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 old.open(options.path, (name,))
             except FileNotFoundError:
                 pass
-        old.fds["log"] = os.dup(files.get("log"))
+        for name in ("log", "marks"):
+            old.fds[name] = os.dup(files.get(name))
         c = _core_config(config, options, old)
         rc = lib.mm_identity_check(c, r)
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
+        known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
+        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+            raise errors.CorruptionError(
+                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
+                "than it was (if it was put back on purpose, remove 'control')",
+                file="marks",
+                offset=0,
+            )
         must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
@@ -367,9 +385,10 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
 
 
 def alone(attachment: Attachment) -> bool:
-    """True when no other slot is live."""
+    """True when no other slot is live, or `control` cannot be read: then nobody else can flush either."""
     s = ffi.new("mm_stats *")
-    return bool(lib.mm_get_stats(attachment.mm, s) == errors.OK and s.slots == 1)
+    status = lib.mm_get_stats(attachment.mm, s)
+    return bool(status == errors.CORRUPT or (status == errors.OK and s.slots == 1))
 
 
 def nobody_left(path: str) -> bool:
@@ -414,7 +433,7 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
         return _failed(rc, r)
     if lib.mm_snapshot_stale(attachment.mm):
         try:
-            _snapshot.write(attachment.mm, path, attachment.slot)
+            _snapshot.write(attachment, path)
         except (errors.MmpcError, OSError) as e:
             import logging
 

@@ -259,7 +259,7 @@ class PageCache(Verbs[T]):
         while True:
             self._here()
             try:
-                return _snapshot.write(self._attachment.mm, self._options.path, self._attachment.slot)
+                return _snapshot.write(self._attachment, self._options.path)
             except errors.Closed:
                 if self._closed or not self._orphaned():
                     raise
@@ -311,6 +311,8 @@ class PageCache(Verbs[T]):
             self._consolidate(pid)
             return
         _pid, head, wts, lsn, length, offset, file, os_error = result
+        if status == errors.CORRUPT and not file:
+            raise self._attachment.damage()
         if status == errors.CONFLICT:
             key = PagePtr(pid, head, wts, lsn)
             raise errors.Conflict(
@@ -520,8 +522,14 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    failed: Exception | None = None
     for handle in list(_handles):
-        handle.close()
+        try:
+            handle.close()
+        except (errors.MmpcError, OSError) as e:
+            failed = e  # the other stores are closed all the same
+    if failed is not None:
+        raise failed
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

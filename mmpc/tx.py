@@ -42,6 +42,8 @@ class Tx:
             raise errors.Closed("the store's handle belongs to the parent process")
         if status == errors.FAILED:
             raise errors.from_status(status, pid=0, length=0, offset=0, file=0, os_error=0, path=path)
+        if status == errors.CORRUPT:
+            raise attachment.damage()
         if status:
             raise errors.Closed("this handle is closed; open the store again")
         self.ts: int = ts[0]

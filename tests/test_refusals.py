@@ -207,7 +207,7 @@ def attempts(call: Callable[[], Any], path: Path) -> tuple[int, set[str]]:
                 call()
             except (mmpc.MmpcError, OSError) as e:
                 text = str(e)
-                assert str(path) in text and "Too many open files" in text and "ulimit" in text, text
+                assert all(word in text for word in (str(path), "Too many open files", "ulimit")), text
                 return type(e).__name__
             return ""
 
