@@ -151,8 +151,10 @@ int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
  * Exclusive callers only, after mm_format. */
 int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
                mm_scan_report *report, mm_result *r);
-/* Before mm_rebuild's sync: what a failed sync of this boot may have left clean and not on the disk is made dirty again.  c->control is the old one. */
+/* Before mm_rebuild's sync: what a failed sync of this boot may have left clean and not on the disk is written again.  c->control is the old one. */
 int mm_rewrite(const mm_config *c, mm_result *r);
+int mm_settle(const mm_config *c, mm_result *r); /* the same, durably, for a store that goes on; MM_FAILED: it failed again.  All slot bytes held */
+int mm_suspected(const mm_config *c);            /* 1: a process may have died in a sync that failed */
 int mm_log_trim(const mm_config *c, mm_result *r); /* zeros at the end of the log go back to the device */
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
 

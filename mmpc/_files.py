@@ -299,7 +299,7 @@ def create_lasting(path: str) -> None:
                 _no_copy_on_write(fd)
             if name == "marks":
                 os.ftruncate(fd, MARKS_SIZE)
-                os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # whoever gets one of these slots can flush without room
+                os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # with one of these slots a flush needs no room
                 os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut
             if name == "log":
                 check_file_system(fd, path)
@@ -371,7 +371,9 @@ def explained(e: OSError, path: str, name: str = "") -> Exception:
     if e.errno == errno.ENOTDIR:
         return errors.IncompatibleStore(f"{_not_a_directory(path)!r} is not a directory; choose another path")
     if e.errno == errno.EROFS:
-        return errors.Unsupported(f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store")
+        return errors.Unsupported(
+            f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store"
+        )
     if e.errno in (errno.EACCES, errno.EPERM):
         who = f"user {os.geteuid()}"
         return errors.Unsupported(
