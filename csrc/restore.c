@@ -9,7 +9,8 @@
 #include "internal.h"
 
 typedef struct restored {
-    uint64_t pid, version, prev;
+    const void *payload;
+    uint64_t pid, version, prev, length;
     uint8_t kind, depth, tag;
 } restored;
 
@@ -30,15 +31,17 @@ static int continue_head(mm *m, uint64_t head, restored *t, mm_result *r)
     return MM_OK;
 }
 
-static int put(mm *m, restored *t, const void *payload, uint64_t length, mm_result *r)
+static int put(mm *m, restored *t, mm_result *r)
 {
     at_word *head;
+    const void *payload = t->payload;
+    uint64_t length = t->length;
     int rc = mm_table_cover(m, t->pid, r);
     if (!rc) rc = mm_head(m, t->pid, &head, r);
     if (rc) return rc;
     uint64_t found = at_load_acquire(head);
     rc = continue_head(m, found, t, r);
-    if (!rc) rc = mm_reserve(m, mm_span_of(length), r);
+    if (!rc) rc = mm_reserve(m, mm_span_of(length), MM_GROWS, r);
     if (rc) return rc;
     uint64_t address = m->lease.bump, next = mm_head_next(found, address), colour = at_load_acquire(&m->g->epoch);
     mm_record *rec = (mm_record *)(m->log + address);
@@ -47,6 +50,7 @@ static int put(mm *m, restored *t, const void *payload, uint64_t length, mm_resu
     rec->page_colour = mm_page_colour(t->pid, colour);
     rec->version = t->version;
     rec->prev_colour = mm_prev_colour(t->prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     mm_seal_record(rec, mm_checksum_payload(m->lease.seed, address, payload, length));
     if (!at_cas_acq_rel(head, &found, next)) return MM_CONFLICT;
     at_max_release(&m->g->max_pid, t->pid + 1);
@@ -60,6 +64,16 @@ static int put(mm *m, restored *t, const void *payload, uint64_t length, mm_resu
     return MM_OK;
 }
 
+static int publish(mm *m, void *args, mm_result *r)
+{
+    int rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_announce(m);
+    rc = put(m, args, r);
+    mm_publish_end(m);
+    return rc;
+}
+
 int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r)
 {
     memset(r, 0, sizeof *r);
@@ -67,15 +81,10 @@ int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t
     if (pid > MM_MAX_PID) return MM_LIMIT;
     if (length > r->length) return MM_TOOBIG;
     if (kind < MM_KIND_BASE || kind > MM_KIND_FREE || (kind == MM_KIND_FREE && length)) return MM_TYPE;
-    restored t = { .pid = pid, .version = mm_version(1, 0), .kind = (uint8_t)kind, .depth = 1 };
+    restored t = { .payload = payload, .length = length, .pid = pid, .version = mm_version(1, 0), .kind = (uint8_t)kind, .depth = 1 };
     if (m->merge_kind && pid >= 2 && kind != MM_KIND_FREE) {
         t.tag = mm_merge_class((int)m->merge_kind, payload, length);
         if (!t.tag) return MM_TYPE;
     }
-    int rc = mm_publish_begin(m, r);
-    if (rc) return rc;
-    mm_announce(m);
-    rc = put(m, &t, payload, length, r);
-    mm_publish_end(m);
-    return rc;
+    return mm_guarded(m, r, publish, &t);
 }

@@ -45,6 +45,31 @@ static bool colour_counts(const scan *s, uint64_t colour)
     return true;
 }
 
+static uint64_t segment_end(const scan *s, uint64_t n)
+{
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    return end < s->size ? end : s->size;
+}
+
+/* The record at `at`, if it is whole: its span, else 0. */
+static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
+{
+    if (at + MM_RECORD_HEADER > end) return 0;
+    const mm_record *rec = (const mm_record *)(s->m->log + at);
+    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    *word = at_load_relaxed(&rec->crc_commit);
+    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
+    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
+    return span;
+}
+
+/* The head of a snapshot is compared by its version: damaged, it must not give way to an older record that was read. */
+static bool head_whole(const scan *s, uint64_t address)
+{
+    uint64_t n = address >> s->m->segment_shift, word;
+    return whole_record(s, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
+}
+
 static int apply(scan *s, uint64_t address, const mm_record *rec)
 {
     uint64_t pid = mm_record_pid(rec);
@@ -56,6 +81,7 @@ static int apply(scan *s, uint64_t address, const mm_record *rec)
         /* Of two that are equal the one that was read wins: a snapshot may name a record that nobody committed or saw, and that a
          * recovery without that snapshot did not find. */
         if (now->version > rec->version) return MM_OK;
+        if (s->snapshot >= 0 && !head_whole(s, mm_head_address(head))) return mm_corrupt(s->r, MM_FILE_LOG, mm_head_address(head));
     }
     at_store_relaxed(&s->m->table[pid], mm_head_next(head, address));
     at_max_release(&s->m->g->max_pid, pid + 1);
@@ -84,18 +110,6 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
     }
     s->report->discarded++;
     return MM_OK;
-}
-
-/* The record at `at`, if it is whole: its span, else 0. */
-static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
-{
-    if (at + MM_RECORD_HEADER > end) return 0;
-    const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
-    *word = at_load_relaxed(&rec->crc_commit);
-    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
-    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
-    return span;
 }
 
 static int note_lease(scan *s, uint64_t at)
@@ -149,19 +163,14 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-static uint64_t segment_end(const scan *s, uint64_t n)
-{
-    uint64_t end = (n + 1) << s->m->segment_shift;
-    return end < s->size ? end : s->size;
-}
-
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
 static void adopt_segment(scan *s, uint64_t n)
 {
     mm *m = s->m;
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
-    if ((n << m->segment_shift) + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
+    uint64_t base = n << m->segment_shift;
+    if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -185,6 +194,11 @@ static int read_segment(scan *s, uint64_t n)
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
     for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+        uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
+        if (data / MM_BLOCK > at / MM_BLOCK) {
+            at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
+            continue;
+        }
         uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
@@ -201,7 +215,9 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
     if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
     if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    if (mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) == s->entries[n].word >> 32) return MM_OK;
+    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
+    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
+    if (mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
     *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
@@ -224,6 +240,7 @@ static int take_heads(scan *s)
         if (e) return e < 0 ? mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK) : mm_os_failed(s->r, e);
         for (uint64_t i = 0; !rc && i < n; i++)
             if (heads[i]) rc = take_head(s, from + i, &heads[i]);
+        at_written(heads, n * 8);
     }
     if (!rc) at_max_release(&m->g->max_pid, pages);
     return rc;
@@ -370,8 +387,10 @@ static void note_snapshot(scan *s)
     at_store_relaxed(&s->m->g->snapshot_epoch, s->info ? s->info->a : 1);
 }
 
-static int scan_all(scan *s)
+static int scan_all(mm *m, void *args, mm_result *r)
 {
+    scan *s = args;
+    (void)m, (void)r;
     int rc = prepare_scan(s);
     for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);
     if (!rc && s->snapshot >= 0) rc = take_heads(s);
@@ -381,8 +400,10 @@ static int scan_all(scan *s)
     if (!rc) rc = check_owed(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
+    if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
+    at_store_relaxed(&s->m->g->log_size, s->size);
     note_snapshot(s);
     return MM_OK;
 }
@@ -404,7 +425,8 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     mm_set_limits(m);
     scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
                .report = report, .r = r };
-    int rc = scan_all(&s);
+    mm_guard_install();
+    int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
     free(s.entries);

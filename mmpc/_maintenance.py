@@ -65,9 +65,11 @@ class Flusher:
         return None if status == errors.FAILED else int(wait[0])
 
     def stop(self) -> None:
-        """Returns when the thread has ended, or at once in the thread itself."""
-        self._stop.set()
+        """Returns when the thread has ended, or at once in the thread itself, which finds that its handle is gone: the
+        garbage collector may have run in the middle of its wait, where it holds the event's lock.
+        """
         if threading.current_thread() is not self._thread:
+            self._stop.set()
             self._thread.join()
 
 
@@ -84,7 +86,7 @@ class Snapshotter:
     @staticmethod
     def _run(attachment: Attachment, path: str) -> None:
         try:
-            _snapshot.write(attachment.mm, path, attachment.slot)
+            _snapshot.write(attachment, path)
         except (errors.Closed, errors.StoreFailed):
             return  # whoever asks next is told
         except (errors.MmpcError, OSError) as e:

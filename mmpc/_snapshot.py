@@ -20,30 +20,38 @@ def found(path: str) -> list[str]:
     return sorted((n for n in os.listdir(path) if _files.is_snapshot(n)), reverse=True)
 
 
-def write(mm: Any, path: str, slot: int) -> int:
+def write(attachment: Any, path: str) -> int:
     """Writes a snapshot of the store and removes older ones; returns the epoch whose mark makes it usable.
 
     It has its name when its bytes are durable, and is durable under it on return. Errors: those of a flush;
     DiskFullError, OSError: there is none then, and the older ones stay.
     """
-    temporary = os.path.join(path, f"snapshot.new-{slot}")
+    with attachment.snapshotting:
+        epoch = _write_aside(attachment.mm, path, os.path.join(path, f"snapshot.new-{attachment.slot}"))
+    _files.sync_directory(path)
+    _remove_older(path, _name(epoch))
+    return epoch
+
+
+def _name(epoch: int) -> str:
+    return f"snapshot-{epoch:016x}"
+
+
+def _write_aside(mm: Any, path: str, temporary: str) -> int:
     r, b = ffi.new("mm_result *"), ffi.new("uint64_t *")
     fd = _files.create_file(temporary)
     try:
         rc = lib.mm_snapshot_write(mm, fd, b, r)
         if rc:
             raise errors.from_status(
-                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error
+                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
-        name = f"snapshot-{int(b[0]):016x}"
-        os.rename(temporary, os.path.join(path, name))
+        os.rename(temporary, os.path.join(path, _name(int(b[0]))))
     except BaseException:
         _files.remove_file(temporary)
         raise
     finally:
         os.close(fd)
-    _files.sync_directory(path)
-    _remove_older(path, name)
     return int(b[0])
 
 

@@ -188,7 +188,7 @@ class PageCache(Verbs[T]):
     def begin(self) -> Tx:
         """A Tx: an epoch pin and a timestamp.  Errors: Closed."""
         self._here()
-        return Tx(self._attachment)
+        return Tx(self._attachment, self._options.path)
 
     def bump_page_rts(self, pid: int, ts: int, tx: Tx | None = None) -> None:
         """Raises the page's read timestamp to at least `ts`; nothing happens on a page that was never
@@ -259,7 +259,7 @@ class PageCache(Verbs[T]):
         while True:
             self._here()
             try:
-                return _snapshot.write(self._attachment.mm, self._options.path, self._attachment.slot)
+                return _snapshot.write(self._attachment, self._options.path)
             except errors.Closed:
                 if self._closed or not self._orphaned():
                     raise
@@ -311,12 +311,16 @@ class PageCache(Verbs[T]):
             self._consolidate(pid)
             return
         _pid, head, wts, lsn, length, offset, file, os_error = result
+        if status == errors.CORRUPT and not file:
+            raise self._attachment.damage()
         if status == errors.CONFLICT:
             key = PagePtr(pid, head, wts, lsn)
             raise errors.Conflict(
                 f"page {pid} is at version {wts} now: somebody wrote since the key was taken", key, fragment
             )
-        raise errors.from_status(status, pid=pid, length=length, offset=offset, file=file, os_error=os_error)
+        raise errors.from_status(
+            status, pid=pid, length=length, offset=offset, file=file, os_error=os_error, path=self._options.path
+        )
 
     # ---- fork, pickle, close
 
@@ -518,8 +522,14 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    failed: Exception | None = None
     for handle in list(_handles):
-        handle.close()
+        try:
+            handle.close()
+        except (errors.MmpcError, OSError) as e:
+            failed = e  # the other stores are closed all the same
+    if failed is not None:
+        raise failed
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -58,3 +58,14 @@ def own_pages(pc: Store, pids: list[int], seed: int, steps: int) -> dict[int, li
             pc.append(pid, [step])
             model[pid].append(step)
     return model
+
+
+def durable_by_itself(pc: Store, pid: int, patience: float) -> bool:
+    """Writes, and waits until somebody has made it durable."""
+    import time
+
+    end = time.monotonic() + patience
+    key = pc.append(pid, [1])
+    while pc.stable_lsn < key.last_lsn and time.monotonic() < end:
+        time.sleep(0.002)
+    return pc.stable_lsn >= key.last_lsn
