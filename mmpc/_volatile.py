@@ -144,7 +144,7 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
     size = os.fstat(control.fds["control"]).st_size
     at = CONTROL_GLOBALS + GLOBALS["segments"]
     if size < CONTROL_SEGMENTS + BLOCK:
-        findings.warn("control", size, f"is cut short: {TORN}")
+        findings.damage("control", size, f"is cut short: {TORN}")
     if count > MAX_SEGMENTS or CONTROL_SEGMENTS + count * SEGMENT_ENTRY_SIZE > size:
         findings.damage("control", at, f"{count} segments do not fit the file")
         return

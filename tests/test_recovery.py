@@ -7,6 +7,7 @@ start. One process at a time writes, so what comes back is exact: all of it, or 
 from __future__ import annotations
 
 import logging
+import gc
 import os
 import pickle
 import random
@@ -359,6 +360,7 @@ def dies(children: Children, work: Callable[[], Any], *, boot: str | None = None
     def run() -> None:
         if boot is not None:
             os.environ["MMPC_BOOT_ID"] = boot
+        gc.disable()  # a handle is in a cycle: collected on the way out it would be closed, and flush
         work()
         os.kill(os.getpid(), signal.SIGKILL)
 
