@@ -169,7 +169,14 @@ static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
     return rc;
 }
 
-int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch) { return at_load_relaxed(&m->g->failed) ? MM_FAILED : mm_enter_failed(m, pin, epoch); }
+/* The pin first: without it the mapping may go at any moment. */
+int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch)
+{
+    int rc = mm_enter_failed(m, pin, epoch);
+    if (rc || !at_load_relaxed(&m->g->failed)) return rc;
+    mm_leave(m, *pin);
+    return MM_FAILED;
+}
 
 int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch)
 {

@@ -420,6 +420,36 @@ def test_a_leader_that_never_comes_back_delays_once(store: Store, children: Chil
             assert children.run(lead_after, patience=SOON)
 
 
+def test_a_handle_closed_under_flushing_threads_raises_closed(memory: str, children: Children) -> None:
+    """In a child: a call that looks at memory which the close has unmapped is the death of the process."""
+
+    def race() -> bool:
+        sys.setswitchinterval(1e-6)
+        for _ in range(8):
+            pc = mmpc.open(os.path.join(memory, "store"), mmpc.Append(), create=True)
+            pid, _ = pc.allocate([1])
+
+            def again(call: Callable[[], Any]) -> None:
+                with pytest.raises(mmpc.Closed):
+                    while True:
+                        call()
+
+            calls: list[Callable[[], Any]] = [
+                pc.flush, pc.stats, pc.snapshot, lambda: pc.stable_lsn, lambda: pc.make_stable(1),
+                lambda: pc.get_page_rts(pid), lambda: pc.begin().close(),
+            ]  # fmt: skip
+            callers = [threading.Thread(target=again, args=(call,)) for call in calls]
+            for t in callers:
+                t.start()
+            time.sleep(0.001)
+            pc.close()
+            for t in callers:
+                t.join()
+        return True
+
+    assert children.run(race)
+
+
 # ---- flush_every_ms
 
 
