@@ -492,8 +492,9 @@ def test_a_periodic_flush_covers_writes_and_ends_with_close(open_store: Open, pe
 
 def test_an_idle_store_is_not_synced(open_store: Open) -> None:
     pc, other = open_store(flush_every_ms=5), open_store(flush_every_ms=5)
+    made = loss.syncs(pc.path)
     _, key = pc.allocate([0])
-    until(lambda: other.stable_lsn >= key.last_lsn, "the periodic flush")
+    until(lambda: other.stable_lsn >= key.last_lsn and loss.syncs(pc.path) > made, "the periodic flush")
     made = loss.syncs(pc.path)
     for _ in range(50):
         other.get(2)
