@@ -12,7 +12,6 @@
 #include "internal.h"
 
 #define CONTROL_WINDOW (MM_CONTROL_SEGMENTS + MM_MAX_SEGMENTS * sizeof(mm_segment))
-#define CONTROL_FRESH (MM_CONTROL_SEGMENTS + MM_BLOCK)
 #define TABLE_FRESH 1024u /* head words of a new store */
 
 uint64_t mm_layout_fingerprint(void)
@@ -41,8 +40,8 @@ int mm_format(const mm_config *c, mm_result *r)
     mm_identity id;
     memset(&id, 0, sizeof id);
     int e = mm_os_random(id.open_id, sizeof id.open_id);
-    if (!e) e = mm_os_grow(c->control, 0, MM_CONTROL_SLOTS + MM_BLOCK);
-    if (!e) e = mm_os_grow(c->control, MM_CONTROL_SEGMENTS, CONTROL_FRESH);
+    if (!e) e = mm_os_grow(c->control, 0, MM_CONTROL_SLOTS + MM_SLOTS_READY * sizeof(mm_slot));
+    if (!e) e = mm_os_grow(c->control, MM_CONTROL_SEGMENTS, MM_CONTROL_FRESH);
     if (!e) e = mm_os_write_at(c->control, &id, sizeof id, 0);
     mm_globals g;
     memset(&g, 0, sizeof g);
@@ -148,6 +147,7 @@ int mm_identity_check(const mm_config *c, mm_result *r)
     if (memcmp(&files.control, &id.control, 5 * sizeof id.control)) return mismatch(r, MM_MISMATCH_FILES);
     if (id.layout_version != MM_LAYOUT_VERSION || id.fingerprint != mm_layout_fingerprint()) return mismatch(r, MM_MISMATCH_LAYOUT);
     if (!words_belong(c->table, 1, &id) || !words_belong(c->ids, 2, &id) || !words_belong(c->rts, 3, &id)) return mismatch(r, MM_MISMATCH_FILES);
+    if (!mm_control_holds(c)) return mismatch(r, MM_MISMATCH_CONTROL);
     return MM_OK;
 }
 
@@ -224,10 +224,18 @@ void mm_set_limits(mm *m)
 
 static int sizes_hold(mm *m, mm_result *r)
 {
-    if (mm_os_size(m->config.control) < CONTROL_FRESH) return mm_corrupt(r, MM_FILE_CONTROL, mm_os_size(m->config.control));
+    if (mm_os_size(m->config.control) < MM_CONTROL_FRESH) return mm_corrupt(r, MM_FILE_CONTROL, mm_os_size(m->config.control));
     at_word *head;
     int rc = mm_head(m, 0, &head, r); /* compares the table's size */
-    return rc == MM_NOPAGE ? mm_corrupt(r, MM_FILE_TABLE, 0) : rc;
+    if (rc) return rc == MM_NOPAGE ? mm_corrupt(r, MM_FILE_TABLE, 0) : rc;
+    return mm_log_whole(m, r);
+}
+
+static int measure_and_claim(mm *m, void *args, mm_result *r)
+{
+    (void)args;
+    int rc = sizes_hold(m, r);
+    return rc ? rc : mm_slot_claim(m, r);
 }
 
 static int attach(mm *m, mm_result *r)
@@ -239,8 +247,8 @@ static int attach(mm *m, mm_result *r)
     if (!m->alive) return mm_os_failed(r, errno);
     int e = mm_os_map_files(m);
     if (e) return mm_os_failed(r, e);
-    int rc = sizes_hold(m, r);
-    if (!rc) rc = mm_slot_claim(m, r);
+    mm_guard_install();
+    int rc = mm_guarded(m, r, measure_and_claim, NULL);
     if (!rc) mm_set_limits(m);
     return rc;
 }
@@ -271,14 +279,29 @@ mm *mm_attach(const mm_config *c, int *status, mm_result *r)
 
 /* ---- the end ------------------------------------------------------------------------------------------------------------- */
 
+static int release_slot(mm *m, void *args, mm_result *r)
+{
+    (void)args, (void)r;
+    mm_slot_release(m);
+    return MM_OK;
+}
+
 /* Exactly one caller gets here with `finished` still 0: mm_close, or the last call that leaves. */
 void mm_finish(mm *m)
 {
     uint64_t expected = 0;
     if (!pv_cas(&m->finished, &expected, 1)) return;
-    mm_slot_release(m);
+    mm_guarded(m, NULL, release_slot, NULL); /* a slot that cannot be written to is free when its byte is: who claims it reaps it */
     mm_os_unmap_files(m);
     close_files(&m->config);
+}
+
+static int give_back(mm *m, void *args, mm_result *r)
+{
+    (void)args, (void)r;
+    mm_ids_give_back(m);
+    mm_account_flush(m);
+    return MM_OK;
 }
 
 void mm_close(mm *m)
@@ -288,10 +311,7 @@ void mm_close(mm *m)
         return;
     }
     pthread_mutex_lock(&m->publish); /* no publish is under way, and none begins once the flag is set */
-    if (!(pv_load(&m->busy) & MM_CLOSING)) {
-        mm_ids_give_back(m);
-        mm_account_flush(m);
-    }
+    if (!(pv_load(&m->busy) & MM_CLOSING)) mm_guarded(m, NULL, give_back, NULL);
     uint64_t old = pv_or(&m->busy, MM_CLOSING);
     pthread_mutex_unlock(&m->publish);
     if (!(old & ~MM_CLOSING)) mm_finish(m);

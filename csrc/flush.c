@@ -50,29 +50,6 @@ static bool distrust(mm *m, uint64_t *suspect)
     return false;
 }
 
-/* A segment that may hold bytes stored since the last sync that succeeded. */
-static bool written_since(mm *m, uint64_t n, uint64_t stable)
-{
-    uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
-    if (state == MM_SEG_FREE) return false;
-    if (state != MM_SEG_SEALED || at_load_acquire(&m->segments[n].written) >= stable) return true;
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        if (at_load_acquire(&m->slots[i].lease) >> m->segment_shift == n) return true;
-    return false;
-}
-
-/* Makes those pages dirty again without changing a bit, so that the sync that follows writes them.  Others may store to them meanwhile. */
-static void dirty_again(mm *m)
-{
-    uint64_t stable = at_load_acquire(&m->g->stable), end = at_load_acquire(&m->g->log_size);
-    for (uint64_t n = 0; n << m->segment_shift < end; n++) {
-        uint64_t at = n << m->segment_shift, stop = at + m->segment_size < end ? at + m->segment_size : end;
-        mm_result ignored;
-        if (!mm_segment_of(m, at, &ignored) || !mm_log_reaches(m, stop) || !written_since(m, n, stable)) continue;
-        for (; at < stop; at += MM_BLOCK) at_or_relaxed((at_word *)(m->log + at), 0);
-    }
-}
-
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
 
 /* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14). */
@@ -96,8 +73,10 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
 {
     uint64_t suspect;
-    if (distrust(m, &suspect)) dirty_again(m);
+    bool distrusted = distrust(m, &suspect);
+    if (distrusted) mm_dirty_again(m);
     int e = mm_os_sync(m->config.log);
+    if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
     if (!e) e = mm_mark_write(m, k);
@@ -107,8 +86,9 @@ static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
 /* The caller holds `flushing`. */
 static int flush_now(mm *m, mm_result *r)
 {
+    int rc = mm_log_whole(m, r); /* the sync of a file that was cut makes nothing durable */
+    if (rc) return rc;
     int e = mm_mark_prepare(m);
-    if (e == ENOSPC || e == EDQUOT) return mm_os_failed(r, e); /* no room for the mark: before anything has begun */
     if (e) return sync_failed(m, e, r);
     uint64_t begun = mm_os_monotonic();
     at_store_relaxed(&m->g->flush_begun, begun);
@@ -116,11 +96,11 @@ static int flush_now(mm *m, mm_result *r)
     at_fence_full(); /* who loaded that epoch as its colour has its commit words in memory */
     at_store_seq_cst(&m->slot->syncing, k.epoch);
     list_leases(m, &k);
-    int rc = sync_and_mark(m, &k, r);
+    rc = sync_and_mark(m, &k, r);
     if (rc) return rc;
+    at_add_relaxed(&m->g->flushes, 1); /* before `stable`: who sees that finds this flush counted */
     at_max_release(&m->g->stable, k.epoch);
     at_store_release(&m->slot->syncing, 0);
-    at_add_relaxed(&m->g->flushes, 1);
     uint64_t usual = at_load_relaxed(&m->g->flush_time), took = mm_os_monotonic() - begun;
     at_store_relaxed(&m->g->flush_time, usual ? usual - usual / 8 + took / 8 : took);
     return MM_OK;
@@ -138,7 +118,7 @@ static void gather(mm *m)
 
 static int lead(mm *m, uint64_t turn, mm_result *r)
 {
-    pthread_mutex_lock(&m->flushing);
+    mm_lock(m, MM_HOLD_FLUSHING);
     gather(m);
     uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
     int rc = has_failed(m, r);
@@ -146,7 +126,7 @@ static int lead(mm *m, uint64_t turn, mm_result *r)
     at_store_relaxed(&m->g->crowd, crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
     at_add_seq_cst(&m->g->flushed, 1);
-    pthread_mutex_unlock(&m->flushing);
+    mm_unlock(m, MM_HOLD_FLUSHING);
     if (crowd > 1 || at_load_relaxed(&m->g->waiting)) mm_os_wake(&m->g->flushed);
     return rc;
 }
@@ -190,36 +170,58 @@ static bool clean(mm *m)
     return at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
 }
 
-int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r)
+typedef struct flush_call { uint64_t lsn, *advanced; } flush_call;
+
+static int flush_all(mm *m, void *args, mm_result *r)
 {
+    const flush_call *c = args;
+    uint64_t lsn = c->lsn;
     uint32_t pin;
-    memset(r, 0, sizeof *r);
-    *advanced = 0;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
     if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
     else if (lsn || !clean(m)) rc = flush_to(m, target, r);
-    if (!rc) *advanced = at_load_acquire(&m->g->stable) - before;
+    if (!rc) *c->advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);
     return rc;
 }
 
+int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    *advanced = 0;
+    return mm_guarded(m, r, flush_all, &(flush_call){ lsn, advanced });
+}
+
 /* The periodic flush of all attached processes: whoever finds that the last flush began `period` ns ago, and something is dirty, and wins
  * the CAS, flushes.  *wait: ns until it is worth asking again. */
-int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r)
+typedef struct due_call {
+    uint64_t period, *wait;
+    bool mine;
+} due_call;
+
+static int flush_due(mm *m, void *args, mm_result *r)
 {
+    (void)r;
+    due_call *c = args;
     uint32_t pin;
-    uint64_t advanced;
-    memset(r, 0, sizeof *r);
-    *wait = period;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     uint64_t now = mm_os_monotonic(), last = at_load_acquire(&m->g->flush_begun);
     if (last > now) last = 0; /* a clock of another time namespace */
-    bool due = now - last >= period, mine = false;
-    if (!due) *wait = period - (now - last);
-    else if (!clean(m)) mine = at_cas_acq_rel(&m->g->flush_begun, &last, now);
+    if (now - last < c->period) *c->wait = c->period - (now - last);
+    else if (!clean(m)) c->mine = at_cas_acq_rel(&m->g->flush_begun, &last, now);
     mm_leave(m, pin);
-    return mine ? mm_flush(m, 0, &advanced, r) : MM_OK;
+    return MM_OK;
+}
+
+int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r)
+{
+    due_call c = { period, wait, false };
+    uint64_t advanced;
+    memset(r, 0, sizeof *r);
+    *wait = period;
+    int rc = mm_guarded(m, r, flush_due, &c);
+    return rc || !c.mine ? rc : mm_flush(m, 0, &advanced, r);
 }

@@ -58,6 +58,7 @@ static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uin
     rec->page_colour = mm_page_colour(g->pid, colour);
     rec->version = version;
     rec->prev_colour = mm_prev_colour(prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
     mm_seal_record(rec, mm_checksum_payload(m->lease.seed, at, rec + 1, n));
     return at + mm_span_of(n);
@@ -108,7 +109,7 @@ static int publish_group(mm *m, group *g, mm_result *r)
             r->length = m->group_limit;
             return MM_TOOBIG;
         }
-        rc = mm_reserve(m, bytes, r);
+        rc = mm_reserve(m, bytes, MM_GROWS, r);
         if (rc) break;
         uint64_t last = write_group(m, g), found = g->head_word, next = mm_head_next(g->head_word, last);
         if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
@@ -130,20 +131,27 @@ static int begin(mm *m, uint64_t pid, mm_result *r)
     return rc;
 }
 
+static int consolidate(mm *m, void *args, mm_result *r)
+{
+    group *g = args;
+    int rc = begin(m, g->pid, r);
+    if (rc) return rc;
+    r->length = mm_limit(m);
+    if (g->length > r->length) rc = MM_TOOBIG;
+    if (!rc && m->merge_kind) {
+        g->tag = mm_merge_class((int)m->merge_kind, g->payload, g->length);
+        if (!g->tag) rc = MM_TYPE;
+    }
+    if (!rc) rc = publish_group(m, g, r);
+    rc = mm_blame(m, rc, r);
+    mm_publish_end(m);
+    return rc;
+}
+
 int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r)
 {
     group g = { .pid = pid, .base_wts = base_wts, .payload = payload, .length = length };
-    int rc = begin(m, pid, r);
-    if (rc) return rc;
-    r->length = mm_limit(m);
-    if (length > r->length) rc = MM_TOOBIG;
-    if (!rc && m->merge_kind) {
-        g.tag = mm_merge_class((int)m->merge_kind, payload, length);
-        if (!g.tag) rc = MM_TYPE;
-    }
-    if (!rc) rc = publish_group(m, &g, r);
-    mm_publish_end(m);
-    return rc;
+    return mm_guarded(m, r, consolidate, &g);
 }
 
 /* Merges the chain, as it stands now, straight into the lease. */
@@ -157,11 +165,12 @@ static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
         r->length = m->group_limit;
         return MM_TOOBIG;
     }
-    int rc = mm_reserve(m, mm_span_of(bound), r);
+    int rc = mm_reserve(m, mm_span_of(bound), MM_GROWS, r);
     if (rc) return rc;
     uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
     MM_POINT();
     rc = mm_merge((int)m->merge_kind, spans, c->count, out, bound, &length);
+    at_written(out, bound);
     if (rc) {
         r->file = MM_FILE_LOG;
         r->offset = c->at[0].address;
@@ -173,7 +182,7 @@ static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
     return g->tag ? MM_OK : MM_UNUSABLE;
 }
 
-static int consolidate_native(mm *m, uint64_t pid, mm_result *r)
+static int merge_chain(mm *m, uint64_t pid, mm_result *r)
 {
     at_word *head;
     mm_view v;
@@ -193,12 +202,17 @@ static int consolidate_native(mm *m, uint64_t pid, mm_result *r)
     return rc ? rc : publish_group(m, &g, r);
 }
 
-int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r)
+static int consolidate_native(mm *m, void *pid, mm_result *r)
 {
-    if (!m->merge_kind) return MM_CHAIN;
-    int rc = begin(m, pid, r);
+    uint64_t page = *(uint64_t *)pid;
+    int rc = begin(m, page, r);
     if (rc) return rc;
-    rc = consolidate_native(m, pid, r);
+    rc = mm_blame(m, merge_chain(m, page, r), r);
     mm_publish_end(m);
     return rc;
+}
+
+int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r)
+{
+    return m->merge_kind ? mm_guarded(m, r, consolidate_native, &pid) : MM_CHAIN;
 }

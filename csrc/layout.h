@@ -127,7 +127,7 @@ _Static_assert(sizeof(mm_lease_header) == 48 && offsetof(mm_lease_header, previo
 #define MM_MARK_LEASES (MM_MARK_SECTORS * MM_SECTOR_LEASES)
 typedef struct mm_lease_fill { uint64_t address, fill; } mm_lease_fill;
 /* A mark fills all sectors of a block, each checksummed alone.  It is written after the log was synced, so one whole sector is enough:
- * torn by a crash or damaged in part, a mark still says its epoch.  A block that was written and has no whole sector was damaged. */
+ * torn by a crash or damaged in part, a mark still says its epoch.  A block without a whole and without a zero sector was damaged. */
 typedef struct mm_mark_sector {
     uint64_t magic;
     uint32_t crc;        /* crc32c of the sector behind it, seeded with the uuid */
@@ -226,6 +226,7 @@ _Static_assert(sizeof(mm_globals) == 33 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u
+#define MM_SLOTS_READY 16u /* their blocks of `control` and `marks` are allocated at creation: attaching and flushing need no room */
 #define MM_PINS 32u
 #define MM_VIEWS 64u
 enum mm_slot_state { MM_SLOT_FREE = 0, MM_SLOT_LIVE = 1 };
@@ -279,6 +280,7 @@ static inline uint64_t mm_segword_rest(uint64_t w) { return w >> 28; }
 #define MM_CONTROL_SLOTS 12288u
 #define MM_CONTROL_SEGMENTS (MM_CONTROL_SLOTS + MM_SLOTS * 1024u)
 #define MM_MAX_SEGMENTS (UINT64_C(1) << 22)
+#define MM_CONTROL_FRESH (MM_CONTROL_SEGMENTS + MM_BLOCK) /* bytes of the file, at least */
 
 /* ---- table, ids, rts: a block of header, then 64-bit words ------------------------------------------------------- */
 #define MM_WORDS_MAGIC UINT64_C(0x7364726F43504D4D) /* "MMPCords" */

@@ -5,7 +5,8 @@
  * overwritten (model: marks.pml).
  *
  * A mark is written after the log was synced.  So any whole sector of it proves its epoch, whether the write was torn or another sector
- * was damaged later.  Only a block that has bytes and no whole sector hides what it said: that is MM_CORRUPT.
+ * was damaged later.  A sector that is zero proves that no mark was ever finished in its block.  Only a block without a whole and without a
+ * zero sector hides what it said: that is MM_CORRUPT.
  */
 #include <errno.h>
 #include <string.h>
@@ -79,8 +80,7 @@ int mm_mark_prepare(mm *m)
     uint64_t at = block_offset(m->slot_index, 0);
     mark_block b[2];
     mm_mark k[2];
-    int e = mm_os_grow(m->config.marks, at, at + sizeof b);
-    if (!e) e = mm_os_read_at(m->config.marks, b, sizeof b, at);
+    int e = mm_os_read_at(m->config.marks, b, sizeof b, at); /* allocated when the slot was claimed */
     if (e) return e < 0 ? EIO : e;
     if (!zero(b, sizeof b)) e = settle(m, b);
     if (e) return e;
@@ -102,6 +102,13 @@ int mm_mark_write(mm *m, const mm_mark *k)
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------- */
 
+static bool some_sector_zero(const mark_block *b)
+{
+    for (uint32_t i = 0; i < MM_MARK_SECTORS; i++)
+        if (zero(&b->sectors[i], sizeof b->sectors[i])) return true;
+    return false;
+}
+
 static int look(const mm_config *c, uint32_t slot, uint32_t block, mm_mark *newest, uint64_t *hidden)
 {
     mark_block b;
@@ -110,7 +117,7 @@ static int look(const mm_config *c, uint32_t slot, uint32_t block, mm_mark *newe
     if (e) return e;
     judge(c, &b, slot, block, &k);
     if (k.epoch > newest->epoch) *newest = k;
-    if (k.epoch == 0 && !zero(&b, sizeof b) && *hidden == UINT64_MAX) *hidden = block_offset(slot, block);
+    if (k.epoch == 0 && !some_sector_zero(&b) && *hidden == UINT64_MAX) *hidden = block_offset(slot, block);
     return 0;
 }
 

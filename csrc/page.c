@@ -108,6 +108,7 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
     rec->prev_colour = mm_prev_colour(p->prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
     mm_seal_record(rec, payload_crc);
 }
@@ -156,7 +157,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     plan p;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
-    rc = mm_reserve(m, mm_span_of(c->length), r);
+    rc = mm_reserve(m, mm_span_of(c->length), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
     uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);
@@ -193,15 +194,16 @@ static void tell_due(mm *m, mm_result *r)
     m->due = false;
 }
 
-static int publish(mm *m, change *c, mm_result *r)
+static int publish(mm *m, void *args, mm_result *r)
 {
+    change *c = args;
     memset(r, 0, sizeof *r);
     r->key.pid = c->pid;
     int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
     mm_announce(m);
-    rc = try_publish(m, c, r);
+    rc = mm_blame(m, try_publish(m, c, r), r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
     if (!rc) tell_due(m, r);
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
@@ -212,10 +214,11 @@ static int publish(mm *m, change *c, mm_result *r)
 /* ---- the verbs --------------------------------------------------------------------------------------------------------------- */
 
 /* A chain that is full is consolidated here when C knows how to merge; a losing consolidator means that another one won. */
-static int publish_delta(mm *m, change *c, mm_result *r)
+static int publish_delta(mm *m, void *args, mm_result *r)
 {
+    const change *c = args;
     for (int tries = 0;; tries++) {
-        int rc = publish(m, c, r);
+        int rc = publish(m, args, r);
         if (rc != MM_CHAIN || !m->merge_kind || tries == 100) return rc;
         rc = mm_consolidate_native(m, c->pid, r);
         if (rc != MM_OK && rc != MM_CONFLICT && rc != MM_CHAIN) return rc;
@@ -225,49 +228,56 @@ static int publish_delta(mm *m, change *c, mm_result *r)
 int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_APPEND, .pid = pid, .payload = payload, .length = length };
-    return pid < 2 ? MM_RESERVED : publish_delta(m, &c, r);
+    return pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
 }
 
 int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_LINK, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : publish_delta(m, &c, r);
+    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
 }
 
 int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : publish(m, &c, r);
+    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
 }
 
 int mm_free(mm *m, const mm_key *key, mm_result *r)
 {
     change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts };
-    return key->pid < 2 ? MM_RESERVED : publish(m, &c, r);
+    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
 }
 
 int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = pid, .payload = payload, .length = length };
-    return publish(m, &c, r);
+    return mm_guarded(m, r, publish, &c);
 }
 
 /* An id is a hint until the CAS from the head it was taken with: a lost one is simply dropped (model: ids.pml). */
-int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
+static int allocate(mm *m, void *args, mm_result *r)
 {
+    change *c = args;
     memset(r, 0, sizeof *r);
-    change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
-    int rc = check_payload(m, &c, r);
+    int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
     mm_announce(m);
     do {
-        rc = mm_id_take(m, &c.pid, &c.from, r);
+        rc = mm_id_take(m, &c->pid, &c->from, r);
         if (rc) break;
-        rc = try_publish(m, &c, r);
-        if (rc && rc != MM_CONFLICT) mm_id_return(m, c.pid);
+        rc = try_publish(m, c, r);
+        if (rc && rc != MM_CONFLICT) mm_id_return(m, c->pid);
     } while (rc == MM_CONFLICT);
+    rc = mm_blame(m, rc, r);
     if (!rc) tell_due(m, r);
     mm_publish_end(m);
     return rc;
+}
+
+int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
+{
+    change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
+    return mm_guarded(m, r, allocate, &c);
 }

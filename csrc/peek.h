@@ -3,6 +3,8 @@
  * Equal words mean: the page's head and the generation of the segment it points into are those of the cached object, so it
  * is the same record.  Relaxed loads suffice: nothing is dereferenced, and nothing new is learnt from an equal word.
  * The words lie in mappings that stay until mm_close; callers hold the GIL and drop their pointer before closing.
+ *
+ * A word that cannot be read is 0 (at_peek), as no cached head and no generation is: the get becomes a call, which finds and reports the damage.
  */
 #ifndef MMPC_PEEK_H
 #define MMPC_PEEK_H
@@ -12,14 +14,14 @@
 /* True while the attachment may be peeked at: not closed, not inherited by a fork, and no sync has failed. */
 static inline bool mm_peek_safe(const mm *m)
 {
-    return m && !(pv_load_relaxed(&m->busy) & MM_CLOSING) && *m->alive == MM_ALIVE && !at_load_relaxed(&m->g->failed);
+    return m && !(pv_load_relaxed(&m->busy) & MM_CLOSING) && *m->alive == MM_ALIVE && !at_peek(&m->g->failed);
 }
 
 /* The page's head word; 0 when the page lies outside what this process knows of the table. */
 static inline uint64_t mm_peek_head(const mm *m, uint64_t pid)
 {
     if (pid >= pv_load_relaxed(&m->table_safe)) return 0;
-    return at_load_relaxed(&m->table[pid]);
+    return at_peek(&m->table[pid]);
 }
 
 /* The generation of the segment that `head` points into; all ones when that lies outside. */
@@ -27,7 +29,7 @@ static inline uint64_t mm_peek_generation(const mm *m, uint64_t head)
 {
     uint64_t n = mm_head_address(head) >> m->segment_shift;
     if (n >= pv_load_relaxed(&m->segments_safe)) return UINT64_MAX;
-    return mm_segword_generation(at_load_relaxed(&m->segments[n].word));
+    return mm_segword_generation(at_peek(&m->segments[n].word));
 }
 
 #endif

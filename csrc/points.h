@@ -1,8 +1,8 @@
 /* points.h - the seam for fault injection: every access to shared memory passes through MM_POINT().
  *
  * In a release build it is nothing.  Built with -DMMPC_POINTS each visit is counted, and the n-th one can kill
- * the process, stop it, or (at growth and sync only) make the step fail.  The counter is the only mutable global
- * of the C core, and exists in that build alone.
+ * the process, stop it, or (at growth and sync only) make the step fail.  Beside the signal's
+ * disposition (guard.c) the counter is the only mutable global of the C core, and exists in that build alone.
  */
 #ifndef MMPC_POINTS_H
 #define MMPC_POINTS_H

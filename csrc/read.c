@@ -88,80 +88,119 @@ static int emit_merged(const mm *m, const mm_chain_view *c, uint8_t *buffer, uin
     return MM_OK;
 }
 
-static int read_pinned(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
+typedef struct read_call {
+    uint64_t pid, known_wts;
+    int merge;
+    uint8_t *buffer;
+    uint64_t capacity;
+} read_call;
+
+static int read_pinned(mm *m, const read_call *a, mm_result *r)
 {
     at_word *head;
     mm_view v;
     bool helped;
     mm_chain_view c;
-    int rc = mm_head(m, pid, &head, r);
+    int rc = mm_head(m, a->pid, &head, r);
     if (rc) return rc;
     uint64_t h = at_load_acquire(head);
     if (!h) return MM_NOPAGE;
-    rc = mm_look_head(m, pid, h, &v, &helped, r);
+    rc = mm_look_head(m, a->pid, h, &v, &helped, r);
     if (rc) return rc;
-    r->key = (mm_key){ pid, h, mm_version_wts(v.version), at_load_acquire(&m->g->epoch) };
+    r->key = (mm_key){ a->pid, h, mm_version_wts(v.version), at_load_acquire(&m->g->epoch) };
     r->generation = v.generation;
     r->kind = mm_shape_kind(v.shape);
     r->depth = mm_shape_depth(v.shape);
-    rc = mm_walk(m, pid, &v, known_wts, &c, r);
+    rc = mm_walk(m, a->pid, &v, a->known_wts, &c, r);
     if (rc) return rc;
     r->whole = c.whole;
     r->count = c.count;
     r->tidy = r->depth > m->tidy_depth;
     if (r->kind == MM_KIND_FREE) return MM_OK;
-    return merge && c.whole && m->merge_kind && pid >= 2 ? emit_merged(m, &c, buffer, capacity, r) : emit_array(&c, buffer, capacity, r);
+    return a->merge && c.whole && m->merge_kind && a->pid >= 2 ? emit_merged(m, &c, a->buffer, a->capacity, r)
+                                                               : emit_array(&c, a->buffer, a->capacity, r);
+}
+
+static int read_page(mm *m, void *args, mm_result *r)
+{
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    rc = mm_blame(m, read_pinned(m, args, r), r);
+    mm_leave(m, pin);
+    return rc;
 }
 
 int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
-    uint32_t pin;
+    read_call a = { pid, known_wts, merge, buffer, capacity };
     memset(r, 0, sizeof *r);
     r->key.pid = pid;
-    int rc = mm_enter(m, &pin, NULL);
-    if (rc) return rc;
-    rc = read_pinned(m, pid, known_wts, merge, buffer, capacity, r);
-    mm_leave(m, pin);
-    return rc;
+    return mm_guarded(m, r, read_page, &a);
 }
 
 /* ---- looking ------------------------------------------------------------------------------------------------------------------ */
 
-int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r)
+typedef struct chain_call {
+    uint64_t pid, *triples;
+    uint32_t capacity;
+} chain_call;
+
+static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
 {
-    uint32_t pin;
-    memset(r, 0, sizeof *r);
-    int rc = mm_enter(m, &pin, NULL);
-    if (rc) return rc;
     at_word *head;
     mm_view v;
     bool helped;
     mm_chain_view c;
-    rc = mm_head(m, pid, &head, r);
+    int rc = mm_head(m, a->pid, &head, r);
     uint64_t h = rc ? 0 : at_load_acquire(head);
     if (!rc && !h) rc = MM_NOPAGE;
-    if (!rc) rc = mm_look_head(m, pid, h, &v, &helped, r);
-    if (!rc) rc = mm_walk(m, pid, &v, 0, &c, r);
-    for (uint32_t i = 0; !rc && i < c.count && i < capacity; i++) {
-        triples[3 * i] = c.at[i].address;
-        triples[3 * i + 1] = c.at[i].version;
-        triples[3 * i + 2] = c.at[i].shape;
+    if (!rc) rc = mm_look_head(m, a->pid, h, &v, &helped, r);
+    if (!rc) rc = mm_walk(m, a->pid, &v, 0, &c, r);
+    for (uint32_t i = 0; !rc && i < c.count && i < a->capacity; i++) {
+        a->triples[3 * i] = c.at[i].address;
+        a->triples[3 * i + 1] = c.at[i].version;
+        a->triples[3 * i + 2] = c.at[i].shape;
     }
     if (!rc) r->count = c.count;
+    return rc;
+}
+
+static int chain(mm *m, void *args, mm_result *r)
+{
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    rc = mm_blame(m, chain_pinned(m, args, r), r);
     mm_leave(m, pin);
     return rc;
+}
+
+int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    return mm_guarded(m, r, chain, &(chain_call){ pid, triples, capacity });
+}
+
+static int pages_given(mm *m, void *end, mm_result *r)
+{
+    (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    uint64_t given = at_load_acquire(&m->g->max_pid), table = at_load_acquire(&m->g->table_pages);
+    *(uint64_t *)end = given < table ? given : table;
+    mm_leave(m, pin);
+    return MM_OK;
 }
 
 int mm_check(mm *m, uint64_t *pages, mm_result *r)
 {
     *pages = 0;
     uint64_t none, end = 0;
-    uint32_t pin;
-    int entered = mm_enter(m, &pin, NULL);
-    if (entered) return entered;
-    end = at_load_acquire(&m->g->max_pid);
-    if (end > at_load_acquire(&m->g->table_pages)) end = at_load_acquire(&m->g->table_pages);
-    mm_leave(m, pin);
+    memset(r, 0, sizeof *r);
+    int found = mm_guarded(m, r, pages_given, &end);
+    if (found) return found;
     for (uint64_t pid = 0; pid < end; pid++) {
         int rc = mm_chain(m, pid, &none, 0, r);
         r->key.pid = pid;
@@ -172,15 +211,16 @@ int mm_check(mm *m, uint64_t *pages, mm_result *r)
     return MM_OK;
 }
 
-int mm_get_stats(mm *m, mm_stats *s)
+static int get_stats(mm *m, void *out, mm_result *r)
 {
+    (void)r;
+    mm_stats *s = out;
     uint32_t pin;
-    memset(s, 0, sizeof *s);
     int rc = mm_enter_failed(m, &pin, NULL);
     if (rc) return rc;
-    pthread_mutex_lock(&m->publish);
+    mm_lock(m, MM_HOLD_PUBLISH);
     s->oldest_pin = mm_oldest_pin(m);
-    pthread_mutex_unlock(&m->publish);
+    mm_unlock(m, MM_HOLD_PUBLISH);
     s->epoch = at_load_acquire(&m->g->epoch);
     s->stable = at_load_acquire(&m->g->stable);
     s->pages = at_load_acquire(&m->g->max_pid);
@@ -200,15 +240,27 @@ int mm_get_stats(mm *m, mm_stats *s)
     return MM_OK;
 }
 
-int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable)
+int mm_get_stats(mm *m, mm_stats *s)
 {
+    memset(s, 0, sizeof *s);
+    return mm_guarded(m, NULL, get_stats, s);
+}
+
+typedef struct clock_call { uint64_t *epoch, *stable; } clock_call;
+
+static int read_clock(mm *m, void *args, mm_result *r)
+{
+    (void)r;
+    const clock_call *c = args;
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    *epoch = at_load_acquire(&m->g->epoch);
-    *stable = at_load_acquire(&m->g->stable);
+    *c->epoch = at_load_acquire(&m->g->epoch);
+    *c->stable = at_load_acquire(&m->g->stable);
     mm_leave(m, pin);
     return MM_OK;
 }
+
+int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable) { return mm_guarded(m, NULL, read_clock, &(clock_call){ epoch, stable }); }
 
 uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n) { return crc32c_extend(crc, p, n); }

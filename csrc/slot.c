@@ -56,17 +56,20 @@ uint64_t mm_reap_dead(mm *m)
     return reaped;
 }
 
-int mm_reap_all(mm *m, uint64_t *reaped)
+static int reap_all(mm *m, void *reaped, mm_result *r)
 {
+    (void)r;
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    pthread_mutex_lock(&m->publish);
-    *reaped = mm_reap_dead(m);
-    pthread_mutex_unlock(&m->publish);
+    mm_lock(m, MM_HOLD_PUBLISH);
+    *(uint64_t *)reaped = mm_reap_dead(m);
+    mm_unlock(m, MM_HOLD_PUBLISH);
     mm_leave(m, pin);
     return MM_OK;
 }
+
+int mm_reap_all(mm *m, uint64_t *reaped) { return mm_guarded(m, NULL, reap_all, reaped); }
 
 /* ---- claiming ---------------------------------------------------------------------------------------------------- */
 
@@ -83,13 +86,21 @@ static void inherit_lease(mm *m, const mm_slot *s)
     m->lease.filled = fill ? fill : last;
 }
 
+/* What is stored to in the name of the slot is there before it is anybody's: a hole without room would be a SIGBUS, and whoever is attached can
+ * flush.  Slots below one that is used are looked at by all: their blocks too (of those below `slots_used` they are there). */
+static int allocate_slot(mm *m, uint32_t i)
+{
+    uint64_t used = slots_used(m), first = used < i ? used : i, block = MM_BLOCK;
+    uint64_t from = (MM_CONTROL_SLOTS + first * sizeof(mm_slot)) / block * block, to = MM_CONTROL_SLOTS + (i + 1ull) * sizeof(mm_slot);
+    int e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
+    return e ? e : mm_os_grow(m->config.marks, i * 2 * block, (i + 1ull) * 2 * block);
+}
+
 static int try_claim(mm *m, uint32_t i, mm_result *r)
 {
-    /* The block of `control` that holds the slot must exist before it is stored to: a hole without room would be a SIGBUS. */
-    uint64_t at = MM_CONTROL_SLOTS + (uint64_t)i * sizeof(mm_slot);
     int rc = mm_lock_range(m->config.lock, i, 1);
     if (rc) return rc;
-    int e = mm_os_grow(m->config.control, at & ~(uint64_t)(MM_BLOCK - 1), (at & ~(uint64_t)(MM_BLOCK - 1)) + MM_BLOCK);
+    int e = allocate_slot(m, i);
     if (e) {
         mm_unlock_range(m->config.lock, i, 1);
         return mm_os_failed(r, e);
@@ -151,7 +162,7 @@ static void set_pin(mm *m, uint32_t i, uint64_t epoch)
 static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
 {
     int rc = MM_OK;
-    pthread_mutex_lock(&m->sharing);
+    mm_lock(m, MM_HOLD_SHARING);
     if (m->sharers == 0) {
         uint64_t old = pv_or(&m->busy, UINT64_C(1) << MM_PIN_SHARED);
         if (old & MM_CLOSING) {
@@ -162,14 +173,14 @@ static int enter_shared(mm *m, uint32_t *pin, uint64_t *epoch)
     }
     if (!rc) {
         m->sharers++;
-        *pin = MM_PIN_SHARED;
+        mm_note_pin(*pin = MM_PIN_SHARED);
         if (epoch) *epoch = at_load_relaxed(&m->slot->pins[MM_PIN_SHARED]);
     }
-    pthread_mutex_unlock(&m->sharing);
+    mm_unlock(m, MM_HOLD_SHARING);
     return rc;
 }
 
-/* The pin first: without it the mapping may go at any moment. */
+/* The pin first: without one the mapping may be gone. */
 int mm_enter(mm *m, uint32_t *pin, uint64_t *epoch)
 {
     int rc = mm_enter_failed(m, pin, epoch);
@@ -188,38 +199,89 @@ int mm_enter_failed(mm *m, uint32_t *pin, uint64_t *epoch)
         if (!unused) return enter_shared(m, pin, epoch);
         uint32_t i = (uint32_t)__builtin_ctzll(unused);
         if (!pv_cas(&m->busy, &busy, busy | UINT64_C(1) << i)) continue;
+        mm_note_pin(*pin = i);
         uint64_t e = at_load_acquire(&m->g->epoch);
         set_pin(m, i, e);
         if (epoch) *epoch = e;
-        *pin = i;
         return MM_OK;
     }
 }
 
-/* Release: what the call read was read before the pin is seen to be gone.  The last one out of a closing attachment unmaps. */
+/* The last one out of a closing attachment unmaps. */
+static void not_busy(mm *m, uint32_t i)
+{
+    uint64_t old = pv_and(&m->busy, ~(UINT64_C(1) << i));
+    if (old == (MM_CLOSING | UINT64_C(1) << i)) mm_finish(m);
+}
+
+/* Release: what the call read was read before the pin is seen to be gone. */
 static void drop_pin(mm *m, uint32_t i)
 {
     at_store_release(&m->slot->pins[i], 0);
-    uint64_t old = pv_and(&m->busy, ~(UINT64_C(1) << i));
-    if (old == (MM_CLOSING | UINT64_C(1) << i)) mm_finish(m);
+    not_busy(m, i);
 }
 
 void mm_leave(mm *m, uint32_t pin)
 {
     if (pin != MM_PIN_SHARED) {
+        mm_note_pin(pin);
         drop_pin(m, pin);
+        mm_note_pin(MM_PIN_NONE);
         return;
     }
-    pthread_mutex_lock(&m->sharing);
+    mm_lock(m, MM_HOLD_SHARING);
+    mm_note_pin(MM_PIN_NONE);
     if (--m->sharers == 0) drop_pin(m, MM_PIN_SHARED); /* under the mutex: a new sharer must not lose its pin */
+    mm_unlock(m, MM_HOLD_SHARING);
+}
+
+static int clear_pin(mm *m, void *index, mm_result *r)
+{
+    (void)r;
+    at_store_release(&m->slot->pins[*(uint32_t *)index], 0);
+    return MM_OK;
+}
+
+/* The word in `control` if it can be written; the bit of this process in any case, so that the attachment can be closed. */
+static void drop_pin_somehow(mm *m, uint32_t i)
+{
+    mm_guarded(m, NULL, clear_pin, &i);
+    not_busy(m, i);
+}
+
+void mm_pin_give_up(mm *m, uint32_t pin, bool sharing)
+{
+    if (pin != MM_PIN_SHARED && !sharing) {
+        if (pin != MM_PIN_NONE) drop_pin_somehow(m, pin);
+        return;
+    }
+    if (!sharing) pthread_mutex_lock(&m->sharing);
+    if (pin == MM_PIN_SHARED) m->sharers--;
+    if (m->sharers == 0) drop_pin_somehow(m, MM_PIN_SHARED);
     pthread_mutex_unlock(&m->sharing);
 }
 
-int mm_pin(mm *m, uint32_t *index, uint64_t *epoch) { return mm_enter(m, index, epoch); }
+typedef struct pin_of_tx { uint32_t *index; uint64_t *epoch; } pin_of_tx;
+
+static int enter_tx(mm *m, void *args, mm_result *r)
+{
+    (void)r;
+    const pin_of_tx *p = args;
+    return mm_enter(m, p->index, p->epoch);
+}
+
+static int leave_tx(mm *m, void *index, mm_result *r)
+{
+    (void)r;
+    mm_leave(m, *(uint32_t *)index);
+    return MM_OK;
+}
+
+int mm_pin(mm *m, uint32_t *index, uint64_t *epoch) { return mm_guarded(m, NULL, enter_tx, &(pin_of_tx){ index, epoch }); }
 
 void mm_unpin(mm *m, uint32_t index)
 {
-    if (*m->alive == MM_ALIVE) mm_leave(m, index);
+    if (*m->alive == MM_ALIVE) mm_guarded(m, NULL, leave_tx, &index);
 }
 
 /* ---- publishing ------------------------------------------------------------------------------------------------------ */
@@ -227,7 +289,7 @@ void mm_unpin(mm *m, uint32_t index)
 int mm_publish_begin(mm *m, mm_result *r)
 {
     if (*m->alive != MM_ALIVE) return MM_FORKED; /* before the mutex: in a child it may be held by nobody */
-    pthread_mutex_lock(&m->publish);
+    mm_lock(m, MM_HOLD_PUBLISH);
     uint64_t failed = 0;
     int rc = MM_OK;
     if (pv_load_relaxed(&m->busy) & MM_CLOSING) rc = MM_CLOSED; /* mm_close sets it under this mutex */
@@ -235,7 +297,7 @@ int mm_publish_begin(mm *m, mm_result *r)
         r->os_error = (int32_t)failed;
         rc = MM_FAILED;
     }
-    if (rc) pthread_mutex_unlock(&m->publish);
+    if (rc) mm_unlock(m, MM_HOLD_PUBLISH);
     return rc;
 }
 
@@ -250,7 +312,7 @@ void mm_announce(mm *m)
 void mm_publish_end(mm *m)
 {
     at_store_release(&m->slot->announce, 0);
-    pthread_mutex_unlock(&m->publish);
+    mm_unlock(m, MM_HOLD_PUBLISH);
 }
 
 /* The oldest epoch that anybody pins, or the epoch now: own pins count, the announcement of the caller, who holds the mutex, does not

@@ -38,7 +38,9 @@ typedef struct writer {
     uint64_t chunks, room, begun;
     uint32_t *sums;
     uint8_t *chunk;
-} writer;
+    mm_snapshot_entry *entries;
+    uint64_t *b;
+} writer; /* what it holds is freed by mm_snapshot_write, also after a fault */
 
 static int put_chunk(writer *w)
 {
@@ -85,14 +87,13 @@ static uint64_t oldest_colour(mm *m)
 }
 
 /* States first, leases second.  The last lease of a slot that is free holds nothing new: whoever claims it takes another one. */
-static mm_snapshot_entry *copy_segments(mm *m, uint64_t n)
+static void copy_segments(mm *m, uint64_t n, mm_snapshot_entry *entries)
 {
-    mm_snapshot_entry *entries = calloc(n ? n : 1, sizeof *entries);
-    if (!entries) return NULL;
     for (uint64_t i = 0; i < n; i++) {
         uint64_t word = at_load_acquire(&m->segments[i].word), state = mm_segword_state(word);
         bool open = state == MM_SEG_OPEN || state == MM_SEG_PREPARING;
-        entries[i].word = mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
+        /* A free one is none.  Its header may never have been written: then a restart forgets its generation, and it comes again. */
+        entries[i].word = state == MM_SEG_FREE ? 0 : mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
         entries[i].live = at_load_relaxed(&m->segments[i].live);
     }
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
@@ -100,7 +101,6 @@ static mm_snapshot_entry *copy_segments(mm *m, uint64_t n)
         uint64_t segment = at_load_acquire(&m->slots[i].lease) >> m->segment_shift;
         if (live && segment < n && at_load_relaxed(&m->slots[i].lease)) entries[segment].word |= MM_SNAPSHOT_SCAN;
     }
-    return entries;
 }
 
 static int copy_heads(writer *w, uint64_t pages)
@@ -116,6 +116,14 @@ static int copy_heads(writer *w, uint64_t pages)
     return put_chunk(w);
 }
 
+/* Up to the last head word that is not 0: max_pid, which may have been damaged while nobody was here, decides nothing that lasts. */
+static uint64_t used_pages(mm *m, uint64_t table_pages)
+{
+    uint64_t least = at_load_acquire(&m->g->max_pid), n = table_pages;
+    while (n > least && !at_load_relaxed(&m->table[n - 1])) n--;
+    return n;
+}
+
 static int copy_heads_and_segments(writer *w, mm_snapshot_header *h, mm_result *r)
 {
     mm *m = w->m;
@@ -124,14 +132,16 @@ static int copy_heads_and_segments(writer *w, mm_snapshot_header *h, mm_result *
     w->begun = at_load_acquire(&m->g->epoch);
     h->a = oldest_colour(m);
     h->segments = at_load_acquire(&m->g->segments);
-    mm_snapshot_entry *entries = h->segments && !mm_segment_of(m, (h->segments - 1) << m->segment_shift, r) ? NULL : copy_segments(m, h->segments);
-    if (!entries) return r->file ? MM_CORRUPT : mm_os_failed(r, ENOMEM);
-    h->pages = at_load_acquire(&m->g->max_pid);
-    if (h->pages > at_load_acquire(&m->g->table_pages)) h->pages = at_load_acquire(&m->g->table_pages);
+    if (h->segments && !mm_segment_of(m, (h->segments - 1) << m->segment_shift, r)) return MM_CORRUPT;
+    w->entries = calloc(h->segments + 1, sizeof *w->entries);
+    if (!w->entries) return mm_os_failed(r, ENOMEM);
+    copy_segments(m, h->segments, w->entries);
+    h->pages = at_load_acquire(&m->g->table_pages);
     int rc = h->pages ? mm_head(m, h->pages - 1, &head, r) : MM_OK; /* compares the sizes */
-    int e = rc ? 0 : put(w, entries, h->segments * sizeof *entries);
+    if (!rc) h->pages = used_pages(m, h->pages);
+    int e = rc ? 0 : put(w, w->entries, h->segments * sizeof *w->entries);
     if (!rc && !e) e = copy_heads(w, h->pages);
-    free(entries);
+    if (!rc && !e) rc = mm_measure(m, r); /* a cut table: zeros would be pages that a recovery does not look for */
     h->log_size = at_load_acquire(&m->g->log_size);
     return rc ? rc : e ? mm_os_failed(r, e) : MM_OK;
 }
@@ -151,7 +161,7 @@ static int finish(writer *w, mm_snapshot_header *h, mm_result *r)
     return e ? mm_os_failed(r, e) : MM_OK;
 }
 
-static int write_snapshot(writer *w, uint64_t *b, mm_result *r)
+static int write_snapshot(writer *w, mm_result *r)
 {
     mm *m = w->m;
     mm_snapshot_header h = { .magic = MM_SNAPSHOT_MAGIC, .format = MM_FORMAT, .segment_shift = m->segment_shift, .created = mm_os_now() };
@@ -162,7 +172,7 @@ static int write_snapshot(writer *w, uint64_t *b, mm_result *r)
     int rc = copy_heads_and_segments(w, &h, r);
     if (!rc) rc = mm_flush(m, at_load_acquire(&m->g->epoch), &advanced, r);
     if (rc) return rc;
-    *b = h.b = at_load_acquire(&m->g->stable);
+    *w->b = h.b = at_load_acquire(&m->g->stable);
     rc = finish(w, &h, r);
     if (rc) return rc;
     at_max_release(&m->g->log_snapshot, h.log_taken);
@@ -173,17 +183,24 @@ static int write_snapshot(writer *w, uint64_t *b, mm_result *r)
 }
 
 /* Writes a snapshot into an empty file; whole and durable on return, under whatever name it has.  *b: what its name must say. */
-int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r)
+static int write_pinned(mm *m, void *args, mm_result *r)
 {
-    memset(r, 0, sizeof *r);
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL); /* to the end: it also keeps the mapping */
     if (rc) return rc;
-    writer w = { .m = m, .fd = fd, .chunk = malloc(MM_SNAPSHOT_CHUNK) };
-    rc = w.chunk ? write_snapshot(&w, b, r) : mm_os_failed(r, ENOMEM);
+    rc = write_snapshot(args, r);
     mm_leave(m, pin);
+    return rc;
+}
+
+int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    writer w = { .m = m, .fd = fd, .b = b, .chunk = malloc(MM_SNAPSHOT_CHUNK) };
+    int rc = w.chunk ? mm_guarded(m, r, write_pinned, &w) : mm_os_failed(r, ENOMEM);
     free(w.chunk);
     free(w.sums);
+    free(w.entries);
     return rc;
 }
 
@@ -200,27 +217,43 @@ bool mm_snapshot_wanted(mm *m)
     return since >= SNAPSHOT_LEAST && since >= 2 * size;
 }
 
+static int claim(mm *m, void *answer, mm_result *r)
+{
+    (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    uint64_t now = mm_os_monotonic(), due = at_load_acquire(&m->g->snapshot_due);
+    bool free = due <= now || due > now + 2 * SNAPSHOT_PATIENCE;
+    *(bool *)answer = free && mm_snapshot_wanted(m) && at_cas_acq_rel(&m->g->snapshot_due, &due, now + SNAPSHOT_PATIENCE);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+static int stale(mm *m, void *answer, mm_result *r)
+{
+    (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    *(bool *)answer = at_load_acquire(&m->g->dirty) >= at_load_acquire(&m->g->snapshot_epoch)
+                 || at_load_acquire(&m->g->log_taken) != at_load_acquire(&m->g->log_snapshot);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
 /* 1: the caller is to write one now. */
 int mm_snapshot_claim(mm *m)
 {
-    uint32_t pin;
-    if (mm_enter(m, &pin, NULL)) return 0;
-    uint64_t now = mm_os_monotonic(), due = at_load_acquire(&m->g->snapshot_due);
-    bool free = due <= now || due > now + 2 * SNAPSHOT_PATIENCE;
-    bool mine = free && mm_snapshot_wanted(m) && at_cas_acq_rel(&m->g->snapshot_due, &due, now + SNAPSHOT_PATIENCE);
-    mm_leave(m, pin);
-    return mine;
+    bool mine = false;
+    return mm_guarded(m, NULL, claim, &mine) == MM_OK && mine;
 }
 
 /* 1: something was written since the newest snapshot. */
 int mm_snapshot_stale(mm *m)
 {
-    uint32_t pin;
-    if (mm_enter(m, &pin, NULL)) return 0;
-    bool stale = at_load_acquire(&m->g->dirty) >= at_load_acquire(&m->g->snapshot_epoch)
-                 || at_load_acquire(&m->g->log_taken) != at_load_acquire(&m->g->log_snapshot);
-    mm_leave(m, pin);
-    return stale;
+    bool answer = false;
+    return mm_guarded(m, NULL, stale, &answer) == MM_OK && answer;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------------- */

@@ -8,13 +8,21 @@
 
 /* ---- head words ------------------------------------------------------------------------------------------------------ */
 
+/* Both files hold that many words. */
+static int table_whole(mm *m, uint64_t published, mm_result *r)
+{
+    uint64_t size = mm_os_size(m->config.table), there = size > MM_WORDS_OFFSET ? (size - MM_WORDS_OFFSET) / 8 : 0;
+    if (published > there || published > m->table_capacity) return mm_corrupt(r, MM_FILE_TABLE, size);
+    if (mm_os_size(m->config.ids) < MM_WORDS_OFFSET + published / 8) return mm_corrupt(r, MM_FILE_IDS, mm_os_size(m->config.ids));
+    return MM_OK;
+}
+
 /* Believes the published size as far as the file reaches. */
 static int table_refresh(mm *m, mm_result *r)
 {
     uint64_t published = at_load_acquire(&m->g->table_pages);
-    uint64_t size = mm_os_size(m->config.table), there = size > MM_WORDS_OFFSET ? (size - MM_WORDS_OFFSET) / 8 : 0;
-    if (published > there || published > m->table_capacity) return mm_corrupt(r, MM_FILE_TABLE, size);
-    if (mm_os_size(m->config.ids) < MM_WORDS_OFFSET + published / 8) return mm_corrupt(r, MM_FILE_IDS, mm_os_size(m->config.ids));
+    int rc = table_whole(m, published, r);
+    if (rc) return rc;
     pv_store(&m->table_safe, published);
     return MM_OK;
 }
@@ -45,6 +53,8 @@ int mm_table_cover(mm *m, uint64_t pid, mm_result *r)
         uint64_t want = now + (now < 8192 ? 8192 : now > (UINT64_C(1) << 20) ? UINT64_C(1) << 20 : now);
         if (want <= pid) want = (pid + 8192) & ~UINT64_C(8191);
         if (want > m->table_capacity) return MM_LIMIT;
+        int rc = table_whole(m, now, r); /* growth would put zeros where somebody cut it: pages that were never allocated */
+        if (rc) return rc;
         int e = mm_os_grow(m->config.table, MM_WORDS_OFFSET + now * 8, MM_WORDS_OFFSET + want * 8);
         if (!e) e = mm_os_grow(m->config.ids, MM_WORDS_OFFSET + now / 8, MM_WORDS_OFFSET + want / 8);
         if (e) return mm_os_failed(r, e);
@@ -222,6 +232,8 @@ static int rts_cover(mm *m, uint64_t pid, mm_result *r)
 {
     uint64_t now = at_load_acquire(&m->g->rts_pages), want = (pid + 8192) & ~UINT64_C(8191);
     if (pid >= now) {
+        int rc = rts_refresh(m, r); /* growth would put zeros where somebody cut it */
+        if (rc) return rc;
         int e = mm_os_grow(m->config.rts, MM_WORDS_OFFSET + now * 8, MM_WORDS_OFFSET + want * 8);
         if (e) return mm_os_failed(r, e);
         at_max_release(&m->g->rts_pages, want);
@@ -233,39 +245,58 @@ static int with_head(mm *m, uint64_t pid, mm_result *r)
 {
     at_word *head;
     int rc = mm_head(m, pid, &head, r);
-    return rc ? rc : at_load_relaxed(head) ? MM_OK : MM_NOPAGE;
+    return rc ? rc : at_load_relaxed(head) ? MM_OK : mm_blame(m, MM_NOPAGE, r);
 }
 
-int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r)
+typedef struct rts_call { uint64_t pid, ts; } rts_call;
+
+static int bump_rts(mm *m, void *args, mm_result *r)
 {
+    const rts_call *c = args;
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    rc = with_head(m, pid, r);
-    if (!rc && pid >= pv_load_relaxed(&m->rts_safe)) rc = rts_cover(m, pid, r);
-    if (!rc) at_max_release(&m->rts[pid], ts);
+    rc = with_head(m, c->pid, r);
+    if (!rc && c->pid >= pv_load_relaxed(&m->rts_safe)) rc = rts_cover(m, c->pid, r);
+    if (!rc) at_max_release(&m->rts[c->pid], c->ts);
     mm_leave(m, pin);
     return rc;
 }
+
+/* 0 is also what the end of a cut file reads as: then the size is looked at. */
+static int get_rts(mm *m, void *args, mm_result *r)
+{
+    rts_call *c = args;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    rc = with_head(m, c->pid, r);
+    if (!rc && c->pid < pv_load_relaxed(&m->rts_safe)) c->ts = at_load_acquire(&m->rts[c->pid]);
+    if (!rc && !c->ts) rc = rts_refresh(m, r);
+    if (!rc && !c->ts && c->pid < pv_load_relaxed(&m->rts_safe)) c->ts = at_load_acquire(&m->rts[c->pid]);
+    mm_leave(m, pin);
+    return rc;
+}
+
+static int timestamp(mm *m, void *ts, mm_result *r)
+{
+    (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    *(uint64_t *)ts = at_add_relaxed(&m->g->clock, 1);
+    mm_leave(m, pin);
+    return rc;
+}
+
+int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r) { return mm_guarded(m, r, bump_rts, &(rts_call){ pid, ts }); }
 
 int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r)
 {
-    uint32_t pin;
-    int rc = mm_enter(m, &pin, NULL);
-    if (rc) return rc;
-    rc = with_head(m, pid, r);
-    if (!rc && pid >= pv_load_relaxed(&m->rts_safe)) rc = rts_refresh(m, r);
-    if (!rc) *ts = pid < pv_load_relaxed(&m->rts_safe) ? at_load_acquire(&m->rts[pid]) : 0;
-    mm_leave(m, pin);
+    rts_call c = { pid, 0 };
+    int rc = mm_guarded(m, r, get_rts, &c);
+    if (!rc) *ts = c.ts;
     return rc;
 }
 
-int mm_timestamp(mm *m, uint64_t *ts)
-{
-    uint32_t pin;
-    int rc = mm_enter(m, &pin, NULL);
-    if (rc) return rc;
-    *ts = at_add_relaxed(&m->g->clock, 1);
-    mm_leave(m, pin);
-    return rc;
-}
+int mm_timestamp(mm *m, uint64_t *ts) { return mm_guarded(m, NULL, timestamp, ts); }

@@ -44,7 +44,7 @@ def _write_aside(mm: Any, path: str, temporary: str) -> int:
         rc = lib.mm_snapshot_write(mm, fd, b, r)
         if rc:
             raise errors.from_status(
-                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error
+                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
         os.rename(temporary, os.path.join(path, _name(int(b[0]))))
     except BaseException:
@@ -69,6 +69,22 @@ def remove_temporary(path: str) -> None:
             _files.remove_file(os.path.join(path, name))
 
 
+def keep_only(path: str, name: str | None) -> None:
+    """Removes all snapshots but one, durably.
+
+    A head that nobody committed or saw counts with its snapshot and is not found without it. So what a recovery
+    passed over must not be used by a later one.
+    """
+    others = [n for n in found(path) if n != name]
+    for other in others:
+        try:
+            _files.remove_file(os.path.join(path, other))
+        except OSError:
+            continue  # a directory of that name: it will never be used
+    if others:
+        _files.sync_directory(path)
+
+
 class Chosen:
     """A snapshot that holds, open for reading."""
 
@@ -87,7 +103,11 @@ def choose(c: Any, path: str, durable: int, notes: list[str]) -> Chosen | None:
     CorruptionError: one holds that was made after a mark newer than the newest mark there is: a mark is lost.
     """
     for name in found(path):
-        fd = _files.open_file(os.path.join(path, name))
+        try:
+            fd = _files.open_file(os.path.join(path, name))
+        except (errors.CorruptionError, OSError) as e:
+            notes.append(f"{name} cannot be read ({e}) and was not used")
+            continue
         chosen = None
         try:
             chosen = _judge(c, name, fd, durable, notes)
@@ -112,7 +132,6 @@ def _judge(c: Any, name: str, fd: int, durable: int, notes: list[str]) -> Chosen
         rc = lib.mm_snapshot_check(c, fd, info, r)
     if rc == errors.OK:
         return Chosen(name, fd, info)
-    if rc != errors.CORRUPT:
-        raise errors.from_status(rc, pid=0, length=0, offset=r.offset, file=r.file, os_error=r.os_error)
-    notes.append(f"{name} is damaged at offset {r.offset} and was not used")
+    what = f"is damaged at offset {r.offset}" if rc == errors.CORRUPT else f"cannot be read ({os.strerror(r.os_error)})"
+    notes.append(f"{name} {what} and was not used")
     return None

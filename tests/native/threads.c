@@ -12,6 +12,7 @@ enum { THREADS = 4, PAGES = 8, MERGE_ADD = 2 };
 typedef struct worker {
     pthread_t thread;
     mm *m;
+    const store *store;
     uint64_t random, added, verbs, conflicts;
 } worker;
 
@@ -79,6 +80,21 @@ static void pinned(worker *w, uint64_t pid, mm_result *r)
     mm_unpin(w->m, pin);
 }
 
+/* Into a file without a name; it holds in every byte. */
+static void snapshot(worker *w, mm_result *r)
+{
+    FILE *file = tmpfile();
+    mm_config c = open_files(w->store, 0);
+    mm_snapshot_info info;
+    uint64_t b;
+    MUST(file, "tmpfile");
+    MUST(mm_snapshot_write(w->m, fileno(file), &b, r) == MM_OK, "mm_snapshot_write");
+    MUST(mm_snapshot_look(&c, fileno(file), &info, r) == MM_OK && info.b == b, "mm_snapshot_look");
+    MUST(mm_snapshot_check(&c, fileno(file), &info, r) == MM_OK, "mm_snapshot_check");
+    close_files_of(&c);
+    fclose(file);
+}
+
 static void step(worker *w)
 {
     mm_result r;
@@ -111,6 +127,7 @@ static void step(worker *w)
     case 6: MUST(mm_chain(w->m, pid, triples, 64, &r) == MM_OK && r.count, "mm_chain"); return;
     case 7:
         if (add < 10) MUST(mm_flush(w->m, 0, &advanced, &r) == MM_OK, "mm_flush");
+        else if (add == 10) snapshot(w, &r);
         else if (add < 20) MUST(mm_get_stats(w->m, &stats) == MM_OK && mm_reap_all(w->m, &reaped) == MM_OK && !reaped, "stats, reap");
         return;
     }
@@ -138,7 +155,7 @@ static void run(bool shared, uint64_t seed, uint64_t ms)
     }
     atomic_store(&stop, false);
     for (int i = 0; i < THREADS; i++) {
-        workers[i] = (worker){ .m = shared ? m : must_attach(&s), .random = seed * 2654435761u + (uint64_t)i * 7919 + 1 };
+        workers[i] = (worker){ .m = shared ? m : must_attach(&s), .store = &s, .random = seed * 2654435761u + (uint64_t)i * 7919 + 1 };
         MUST(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0, "pthread_create");
     }
     struct timespec nap = { (time_t)(ms / 1000), (long)(ms % 1000) * 1000000 };
