@@ -13,7 +13,7 @@ enum mm_hold { MM_HOLD_PUBLISH = 1, MM_HOLD_SHARING = 2, MM_HOLD_FLUSHING = 4, M
 
 /* One call of the core: what it must give back when a fault ends it. */
 typedef struct mm_guard {
-    jmp_buf back;
+    sigjmp_buf back;
     mm *m;
     struct mm_guard *outer; /* of this thread: calls of the core use each other */
     uint32_t held;          /* enum mm_hold: mutexes; MM_HOLD_LEASE: bytes of the lease may have been written */
