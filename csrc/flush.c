@@ -120,9 +120,9 @@ static int flush_now(mm *m, mm_result *r)
     list_leases(m, &k);
     rc = sync_and_mark(m, &k, r);
     if (rc) return rc;
+    at_add_relaxed(&m->g->flushes, 1); /* before `stable`: who sees that finds this flush counted */
     at_max_release(&m->g->stable, k.epoch);
     at_store_release(&m->slot->syncing, 0);
-    at_add_relaxed(&m->g->flushes, 1);
     uint64_t usual = at_load_relaxed(&m->g->flush_time), took = mm_os_monotonic() - begun;
     at_store_relaxed(&m->g->flush_time, usual ? usual - usual / 8 + took / 8 : took);
     return MM_OK;
