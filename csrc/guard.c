@@ -197,7 +197,8 @@ static void withdraw(mm *m, uint32_t held)
     pthread_mutex_unlock(&m->publish);
 }
 
-/* Whatever faults in here is inside a guard of its own, which holds nothing: it ends. */
+/* Whatever faults in here is inside a guard of its own, which holds nothing: it ends.  `syncing` stays in the slot: an error may have been
+ * told to us alone.  `leader` stays until others take the word over (flush.c). */
 static int after_fault(const mm_guard *g, mm_result *r)
 {
     mm *m = g->m;
