@@ -12,11 +12,21 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "disk.h"
 #include "points.h"
 
 typedef struct { _Atomic uint64_t v; } at_word;
 
 _Static_assert(sizeof(at_word) == 8 && ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free: other processes see no lock of ours");
+
+/* The disk build: the store that was just made under mm_disk_hold goes into the trace. */
+static inline void at_recorded(const at_word *w, bool stored)
+{
+    (void)w;
+    (void)stored;
+    MM_DISK(mm_disk_stored(stored ? w : 0, sizeof *w));
+    MM_DISK(mm_disk_release());
+}
 
 static inline uint64_t at_load_relaxed(const at_word *w)
 {
@@ -54,64 +64,90 @@ static inline uint64_t at_load_acquire(const at_word *w)
 static inline void at_store_relaxed(at_word *w, uint64_t x)
 {
     MM_POINT();
+    MM_DISK(mm_disk_hold());
     atomic_store_explicit(&w->v, x, memory_order_relaxed);
+    at_recorded(w, true);
 }
 
 static inline void at_store_release(at_word *w, uint64_t x)
 {
     MM_POINT();
+    MM_DISK(mm_disk_hold());
     atomic_store_explicit(&w->v, x, memory_order_release);
+    at_recorded(w, true);
 }
 
 static inline void at_store_seq_cst(at_word *w, uint64_t x)
 {
     MM_POINT();
+    MM_DISK(mm_disk_hold());
     atomic_store_explicit(&w->v, x, memory_order_seq_cst);
+    at_recorded(w, true);
 }
 
 /* On failure *expected is what was found (acquire). */
 static inline bool at_cas_acq_rel(at_word *w, uint64_t *expected, uint64_t desired)
 {
     MM_POINT();
-    return atomic_compare_exchange_strong_explicit(&w->v, expected, desired, memory_order_acq_rel, memory_order_acquire);
+    MM_DISK(mm_disk_hold());
+    bool won = atomic_compare_exchange_strong_explicit(&w->v, expected, desired, memory_order_acq_rel, memory_order_acquire);
+    at_recorded(w, won);
+    return won;
 }
 
 static inline uint64_t at_add_seq_cst(at_word *w, uint64_t d)
 {
     MM_POINT();
-    return atomic_fetch_add_explicit(&w->v, d, memory_order_seq_cst);
+    MM_DISK(mm_disk_hold());
+    uint64_t old = atomic_fetch_add_explicit(&w->v, d, memory_order_seq_cst);
+    at_recorded(w, true);
+    return old;
 }
 
 static inline uint64_t at_add_relaxed(at_word *w, uint64_t d)
 {
     MM_POINT();
-    return atomic_fetch_add_explicit(&w->v, d, memory_order_relaxed);
+    MM_DISK(mm_disk_hold());
+    uint64_t old = atomic_fetch_add_explicit(&w->v, d, memory_order_relaxed);
+    at_recorded(w, true);
+    return old;
 }
 
 static inline uint64_t at_exchange_relaxed(at_word *w, uint64_t x)
 {
     MM_POINT();
-    return atomic_exchange_explicit(&w->v, x, memory_order_relaxed);
+    MM_DISK(mm_disk_hold());
+    uint64_t old = atomic_exchange_explicit(&w->v, x, memory_order_relaxed);
+    at_recorded(w, true);
+    return old;
 }
 
 static inline uint64_t at_or_relaxed(at_word *w, uint64_t bits)
 {
     MM_POINT();
-    return atomic_fetch_or_explicit(&w->v, bits, memory_order_relaxed);
+    MM_DISK(mm_disk_hold());
+    uint64_t old = atomic_fetch_or_explicit(&w->v, bits, memory_order_relaxed);
+    at_recorded(w, true);
+    return old;
 }
 
 static inline uint64_t at_and_relaxed(at_word *w, uint64_t bits)
 {
     MM_POINT();
-    return atomic_fetch_and_explicit(&w->v, bits, memory_order_relaxed);
+    MM_DISK(mm_disk_hold());
+    uint64_t old = atomic_fetch_and_explicit(&w->v, bits, memory_order_relaxed);
+    at_recorded(w, true);
+    return old;
 }
 
 /* Raises *w to at least x; release, so that who loads the new value (acquire) sees what was done before. */
 static inline void at_max_release(at_word *w, uint64_t x)
 {
     MM_POINT();
+    MM_DISK(mm_disk_hold());
     uint64_t seen = atomic_load_explicit(&w->v, memory_order_relaxed);
     while (seen < x && !atomic_compare_exchange_weak_explicit(&w->v, &seen, x, memory_order_release, memory_order_relaxed)) { }
+    at_recorded(w, seen < x);
 }
 
 /* The store-load fence of the five places named in docs/design.md (memory order). */
@@ -124,7 +160,19 @@ static inline void at_fence_signal(void) { atomic_signal_fence(memory_order_seq_
 static inline void at_copy(void *dst, const void *src, uint64_t n)
 {
     MM_POINT();
+#ifdef MMPC_DISK
+    mm_disk_copied(dst, src, n);
+#else
     memcpy(dst, src, n);
+#endif
+}
+
+/* Says that plain stores have written such bytes, where a copy would cost time. */
+static inline void at_written(const void *p, uint64_t n)
+{
+    (void)p;
+    (void)n;
+    MM_DISK(mm_disk_written(p, n));
 }
 
 /* --- words of this process alone --- */

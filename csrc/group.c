@@ -58,6 +58,7 @@ static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uin
     rec->page_colour = mm_page_colour(g->pid, colour);
     rec->version = version;
     rec->prev_colour = mm_prev_colour(prev, colour);
+    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
     mm_seal_record(rec, mm_checksum_payload(m->lease.seed, at, rec + 1, n));
     return at + mm_span_of(n);
@@ -108,7 +109,7 @@ static int publish_group(mm *m, group *g, mm_result *r)
             r->length = m->group_limit;
             return MM_TOOBIG;
         }
-        rc = mm_reserve(m, bytes, r);
+        rc = mm_reserve(m, bytes, MM_GROWS, r);
         if (rc) break;
         uint64_t last = write_group(m, g), found = g->head_word, next = mm_head_next(g->head_word, last);
         if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
@@ -164,11 +165,12 @@ static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
         r->length = m->group_limit;
         return MM_TOOBIG;
     }
-    int rc = mm_reserve(m, mm_span_of(bound), r);
+    int rc = mm_reserve(m, mm_span_of(bound), MM_GROWS, r);
     if (rc) return rc;
     uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
     MM_POINT();
     rc = mm_merge((int)m->merge_kind, spans, c->count, out, bound, &length);
+    at_written(out, bound);
     if (rc) {
         r->file = MM_FILE_LOG;
         r->offset = c->at[0].address;

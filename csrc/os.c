@@ -24,13 +24,16 @@ int mm_os_map(int fd, uint64_t window, uint8_t **out)
 #ifdef MADV_DONTDUMP
     madvise(p, window, MADV_DONTDUMP);
 #endif
+    MM_DISK(mm_disk_map(fd, p, window));
     *out = p;
     return 0;
 }
 
 void mm_os_unmap(uint8_t *p, uint64_t window)
 {
-    if (p) munmap(p, window);
+    if (!p) return;
+    MM_DISK(mm_disk_unmap(p));
+    munmap(p, window);
 }
 
 /* Allocates the bytes [from, to) of a file.  May be done twice and by several at once; never shrinks, never zero-fills by writes. */
@@ -39,7 +42,10 @@ int mm_os_grow(int fd, uint64_t from, uint64_t to)
     if (MM_POINT_FAILS()) return ENOSPC;
     if (to <= from) return 0;
     for (;;) {
+        MM_DISK(mm_disk_hold());
         int e = posix_fallocate(fd, (off_t)from, (off_t)(to - from));
+        if (!e) MM_DISK(mm_disk_grew(fd, to));
+        MM_DISK(mm_disk_release());
         if (e != EINTR) return e;
     }
 }
@@ -56,6 +62,20 @@ uint64_t mm_os_data(int fd, uint64_t from)
 #endif
 }
 
+/* Where the next hole begins at or behind `from`, which is in the file; its end counts as one. */
+uint64_t mm_os_hole(int fd, uint64_t from)
+{
+#ifdef SEEK_HOLE
+    off_t at = lseek(fd, (off_t)from, SEEK_HOLE);
+    if (at >= 0) return (uint64_t)at;
+#else
+    (void)from;
+#endif
+    return mm_os_size(fd);
+}
+
+int mm_os_truncate(int fd, uint64_t size) { return ftruncate(fd, (off_t)size) ? errno : 0; }
+
 /* Maps pages for writing ahead of the first store; only saves faults. */
 void mm_os_touch(void *p, uint64_t n)
 {
@@ -67,10 +87,37 @@ void mm_os_touch(void *p, uint64_t n)
 #endif
 }
 
+/* Bypasses the page cache, and drops what it holds of these bytes, where the file system can; p, n and offset are whole blocks. */
+int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset)
+{
+    int flags = fcntl(fd, F_GETFL);
+    bool direct = flags >= 0 && fcntl(fd, F_SETFL, flags | O_DIRECT) == 0;
+    int e = mm_os_write_at(fd, p, n, offset);
+    if (direct) fcntl(fd, F_SETFL, flags);
+    return direct && e == EINVAL ? mm_os_write_at(fd, p, n, offset) : e;
+}
+
+/* The whole file system: also tells of pages that could not be written and whose file's own error somebody else was told. */
+int mm_os_sync_filesystem(int fd)
+{
+#ifdef __linux__
+    return syncfs(fd) ? errno : 0;
+#else
+    return mm_os_sync(fd);
+#endif
+}
+
 int mm_os_sync(int fd)
 {
     if (MM_POINT_FAILS()) return EIO;
+#ifdef MMPC_DISK
+    uint64_t begun = mm_disk_sync(fd, 0);
+    int e = fdatasync(fd) ? errno : 0;
+    if (!e && begun) mm_disk_sync(fd, begun);
+    return e;
+#else
     return fdatasync(fd) ? errno : 0;
+#endif
 }
 
 uint64_t mm_os_monotonic(void)
@@ -123,7 +170,10 @@ int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset)
 {
     const uint8_t *b = p;
     while (n) {
+        MM_DISK(mm_disk_hold());
         ssize_t k = pwrite(fd, b, n, (off_t)offset);
+        if (k > 0) MM_DISK(mm_disk_wrote(fd, b, (uint64_t)k, offset));
+        MM_DISK(mm_disk_release());
         if (k < 0 && errno == EINTR) continue;
         if (k <= 0) return k ? errno : EIO;
         b += k;

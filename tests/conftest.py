@@ -26,7 +26,8 @@ def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
         raise TimeoutError(f"the test still ran after {WATCHDOG} s")
 
     before = signal.signal(signal.SIGALRM, bark)
-    signal.alarm(0 if request.node.get_closest_marker("slow") else WATCHDOG)
+    own = any(request.node.get_closest_marker(name) for name in ("slow", "steps"))  # these have one of their own
+    signal.alarm(0 if own else WATCHDOG)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

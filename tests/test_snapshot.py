@@ -689,7 +689,7 @@ def test_a_process_killed_while_it_writes_one_leaves_the_older_one(
                     loss.die_at_event(event)
                 else:
                     loss.die_after(seconds)
-                for _ in range(20):
+                while True:
                     mine.snapshot()
 
         for turn in range(25):

@@ -8,22 +8,16 @@ from a random one on, in long form (MMPC_LONG=1 or MMPC_POINTS_FULL=1) each; MMP
 import json
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support import kill_mutants
+from support import driving, kill_mutants
 
 pytestmark = pytest.mark.points
 
-TESTS = Path(__file__).resolve().parents[1]
 POINTS = os.environ.get("MMPC_POINTS_DIR", "")
 FULL = "1" in (os.environ.get("MMPC_POINTS_FULL"), os.environ.get("MMPC_LONG"))
 STEP = 1 if FULL else 6
@@ -72,11 +66,8 @@ GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "bump-rts
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A directory in memory where there is one: the kills are many, and none of them is a loss of power."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="mmpc-points-", dir=base))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with driving.memory() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +79,7 @@ def build() -> Path:
 
 
 def python(build: Path, *args: str) -> str:
-    """What a Python with that build of mmpc prints; nothing that it started is left behind."""
-    environment = {**os.environ, "PYTHONPATH": f"{build}{os.pathsep}{TESTS}"}
-    command = [sys.executable, "-P", *args]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=LIMIT)
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    assert process.returncode == 0, f"exit status {process.returncode}, seed {SEED}\n{out}\n{err}"
-    return out
+    return driving.python(build, *args, limit=LIMIT, seed=SEED)
 
 
 def drive(build: Path, mode: str, name: str, directory: Path, step: int = STEP) -> dict[str, Any]:
@@ -161,7 +138,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_store_as_it_is(build, memo
 @pytest.mark.parametrize("mutant", kill_mutants.MUTANTS, ids=lambda m: m.name)
 def test_a_broken_core_is_noticed(mutant, memory):
     """Each mutant breaks one step of the protocol; the cases named with it must fail on it."""
-    built = kill_mutants.build(mutant, TESTS.parent, memory)
+    built = kill_mutants.build(mutant, driving.TESTS.parent, memory)
     failures = []
     for mode, name in mutant.cases:
         try:
@@ -175,6 +152,6 @@ def test_a_broken_core_is_noticed(mutant, memory):
 
 @pytest.mark.slow
 def test_a_sound_core_built_the_same_way_passes(memory):
-    built = kill_mutants.build(kill_mutants.SOUND, TESTS.parent, memory)
+    built = kill_mutants.build(kill_mutants.SOUND, driving.TESTS.parent, memory)
     for mode, name in kill_mutants.SOUND.cases:
         passes(built, mode, name, memory, step=3)

@@ -62,6 +62,14 @@ class Child:
                 time.sleep(0.001)
         return self.status
 
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is None
+
     def signal(self, number: int) -> None:
         """Sends a signal, unless the child has been waited for."""
         if self.status is None:

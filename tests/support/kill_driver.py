@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import mmpc
@@ -38,9 +39,9 @@ _prctl = ctypes.CDLL(None).prctl
 
 
 class Forked:
-    """A child at work on a case; `reports` is what it said."""
+    """A child at work on a case; `reports` is what it said. It calls `arm` before the operations that matter."""
 
-    def __init__(self, world: World, case: Case, n: int, action: int) -> None:
+    def __init__(self, world: World, case: Case, arm: Callable[[], object]) -> None:
         ours, theirs = os.pipe()
         self.fd, self.reports, self.status = ours, [], 0
         self._rest = b""
@@ -48,7 +49,7 @@ class Forked:
         if self.pid == 0:
             _prctl(1, signal.SIGKILL)
             os.close(ours)
-            _work(world, case, n, action, theirs)
+            _work(world, case, arm, theirs)
         os.close(theirs)
         os.set_blocking(ours, False)
 
@@ -56,8 +57,11 @@ class Forked:
         """`stopped`, `killed` or `done`."""
         _pid, self.status = os.waitpid(self.pid, os.WUNTRACED)
         self._read()
-        if os.WIFSTOPPED(self.status):
-            return "stopped"
+        return "stopped" if os.WIFSTOPPED(self.status) else self.over()
+
+    def over(self) -> str:
+        """`killed` or `done`: the child has ended with `status`."""
+        self._read()
         os.close(self.fd)
         if os.WIFSIGNALED(self.status):
             must(
@@ -102,14 +106,14 @@ class Forked:
         return any(r.get("unused") for r in self.reports)
 
 
-def _work(world: World, case: Case, n: int, action: int, fd: int) -> None:
+def _work(world: World, case: Case, arm: Callable[[], object], fd: int) -> None:
     """In the child; never returns."""
     try:
         gc.disable()
         child = Child(world.home, world.p, world.q, world.path)
         for i, op in enumerate(case.ops):
             if i == case.armed:
-                lib.mm_points_arm(n, action)
+                arm()
             try:
                 value = op.run(child)
             except (mmpc.MmpcError, OSError) as e:
@@ -117,12 +121,18 @@ def _work(world: World, case: Case, n: int, action: int, fd: int) -> None:
                 break
             os.write(fd, json.dumps({"value": value if isinstance(value, int) else None}).encode() + b"\n")
         passed = lib.mm_points_passed()
-        unused = lib.mm_sync_fd(-1) == errno.EIO  # a failure that was asked for, and had no growth or sync to hit
+        # A failure that was asked for, and had no growth or sync to hit
+        unused = passed > 0 and lib.mm_sync_fd(-1) == errno.EIO
         os.write(fd, json.dumps({"end": passed, "unused": unused}).encode() + b"\n")
         os._exit(0)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
+
+
+def armed(n: int, mode: str) -> Callable[[], object]:
+    """What a child calls to be killed, stopped or refused at its n-th access from then on."""
+    return lambda: lib.mm_points_arm(n, ACTIONS[mode])
 
 
 class Driver:
@@ -178,7 +188,7 @@ class Driver:
         at = self.lost_at
         while True:
             at = at or 1
-            child = Forked(world, lost, at, ACTIONS["kill"])
+            child = Forked(world, lost, armed(at, "kill"))
             must(child.wait() == "killed", "no death leaves a record without its commit word")
             if self.lost_at:
                 break
@@ -198,14 +208,17 @@ class Driver:
 
     # ---- one access
 
+    def start(self, world: World, n: int) -> Forked:
+        return Forked(world, self.case, armed(n, self.mode))
+
     def once(self, n: int) -> bool:
         """True when the child got through before its n-th access."""
         world, model = self.prepare()
-        child = Forked(world, self.case, n, ACTIONS[self.mode])
+        child = self.start(world, n)
         end = child.wait()
         if end == "stopped":
             self.beside(world, model, child)
-        elif self.case.new_store in ("create", "recover"):
+        elif self.alone:
             world.enter()
         self.hit += end != "done" or (self.mode == "fail" and not child.unused)
         if end != "stopped":
@@ -223,9 +236,13 @@ class Driver:
         """The child was the only one in the store; whoever comes next starts over."""
         return self.case.new_store in ("create", "recover")
 
+    def way(self, n: int) -> int:
+        """Which of the costly looks a store gets: 0, 1 and 3 rebuild it, 2 is another boot."""
+        return (n + self.turn) % 4
+
     def judge(self, world: World, model: Model, child: Forked, n: int) -> None:
         """What holds after a death, or after an operation was refused."""
-        way = (n + self.turn) % 4
+        way = self.way(n)
         if way == 3 and not self.case.help_needed:  # what nobody committed may go when nobody has seen it
             world.rebuild()  # before anybody has looked, and helped
         visible, seen = world.observed(self.case, model, child.returned)
@@ -242,6 +259,8 @@ class Driver:
             )
         self.applied += visible > before
         world.reaped(2)
+        if way == 2:
+            world.lasts(seen)
         if way == 1:
             world.rebuild()
             world.agree(seen, world.checker, world.home)
@@ -287,6 +306,11 @@ class Driver:
         world.reaped(2)
         self.finish(world, seen, rebuild=False)
 
+    @property
+    def living(self) -> tuple[int, ...]:
+        """Slots while a child stands still: it may have none yet, but nobody takes one away."""
+        return 3, 4
+
     def others(self, world: World, model: Model, pc: Any) -> None:
         """Every verb on the pages that the stopped child works on."""
         for pid in list(model.live()):
@@ -296,7 +320,7 @@ class Driver:
             pc.get_page_frags(pid)
         pc.allocate(["n"])
         model.extra.append(["n"])
-        world.reaped(3, 4)  # the stopped one may have no slot yet, but nobody takes one away
+        world.reaped(*self.living)
         pc.replace(world.q, pc.get(world.q).key, ["r"])
         model.named[world.q] = ["r"]
         pc.flush()

@@ -92,10 +92,10 @@ MUTANTS = [
         (
             (
                 "segment.c",
-                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+                "        if (rc == MM_SPACE) rc = move_on(",
                 "        for (uint64_t i = 0; rc == MM_SPACE && i < at_load_acquire(&m->g->segments); i++)\n"
                 "            while (mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_PREPARING) { }\n"
-                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+                "        if (rc == MM_SPACE) rc = move_on(",
             ),
         ),
         (("stop", "new-segment"),),
@@ -127,8 +127,12 @@ SOUND = Mutant(
 )
 
 
-def build(mutant: Mutant, root: Path, directory: Path) -> Path:
-    """A points build of a copy of the project with the mutant's edits; returns what goes on PYTHONPATH."""
+def named(name: str) -> Mutant:
+    return next(m for m in MUTANTS if m.name == name)
+
+
+def build(mutant: Mutant, root: Path, directory: Path, defines: str = "MMPC_POINTS") -> Path:
+    """A build of a copy of the project with the mutant's edits; returns what goes on PYTHONPATH."""
     source, target = directory / "source", directory / "built"
     shutil.copytree(
         root,
@@ -140,7 +144,7 @@ def build(mutant: Mutant, root: Path, directory: Path) -> Path:
         text = path.read_text()
         assert text.count(old) == 1, f"{mutant.name}: {name} does not hold, exactly once: {old}"
         path.write_text(text.replace(old, new))
-    environment = {**os.environ, "MMPC_DEFINES": "MMPC_POINTS", "CFLAGS": "-O1", "PYTHONPATH": ""}
+    environment = {**os.environ, "MMPC_DEFINES": defines, "CFLAGS": "-O1", "PYTHONPATH": ""}
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
     subprocess.run(command, env=environment, check=True, timeout=300)
     return target

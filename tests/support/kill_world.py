@@ -1,6 +1,6 @@
 """A store with handles of this process in it, and what must hold in it after somebody died, stopped or was refused.
 
-Needs the points build of mmpc, so it runs in a process of its own (kill_driver).
+It runs in a process of its own: of kill_driver, with the points build of mmpc, or of step_driver, with any.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mmpc
@@ -27,6 +29,44 @@ class Wrong(AssertionError):
 def must(condition: object, text: str, *details: object) -> None:
     if not condition:
         raise Wrong(text + "".join(f"\n    {d!r}" for d in details))
+
+
+def copy_store(path: str, target: str) -> None:
+    """The files as they are at this moment, as a loss of power that loses nothing would leave them."""
+    os.mkdir(target, 0o700)
+    for name in os.listdir(path):
+        source, copied = os.path.join(path, name), os.path.join(target, name)
+        with open(source, "rb") as f, open(copied, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as g:
+            os.truncate(g.fileno(), os.fstat(f.fileno()).st_size)
+            for start, end in _data(f.fileno()):
+                g.seek(start)
+                f.seek(start)
+                g.write(f.read(end - start))
+
+
+def _data(fd: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes."""
+    at, size = 0, os.fstat(fd).st_size
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return
+        end = os.lseek(fd, at, os.SEEK_HOLE)
+        yield at, end
+        at = end
+
+
+@contextmanager
+def another_boot() -> Iterator[None]:
+    before = os.environ.get("MMPC_BOOT_ID")
+    os.environ["MMPC_BOOT_ID"] = f"{before}-and-another"
+    try:
+        yield
+    finally:
+        os.environ.pop("MMPC_BOOT_ID")
+        if before is not None:
+            os.environ["MMPC_BOOT_ID"] = before
 
 
 class World:
@@ -125,6 +165,16 @@ class World:
         fresh = self.open()
         must(fresh.stats().oldest_pin >= epoch, "a pin of the dead lives on", epoch, fresh.stats())
         return fresh
+
+    def lasts(self, expected: dict[int, list]) -> None:
+        """After a flush, what a copy of the files says after another boot: only what is durable counts there."""
+        self.checker.flush()
+        copy = World(self.path + "-copy", self.python)
+        copy_store(self.path, copy.path)
+        with another_boot():
+            copy.enter()
+            self.agree(expected, copy.checker, copy.home)
+            copy.remove()
 
     def agree(self, expected: dict[int, list], *handles: Any) -> None:
         for pc in handles:

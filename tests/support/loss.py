@@ -49,8 +49,8 @@ def temporaries(path: str) -> list[str]:
 
 
 def copy(path: str, into: str) -> str:
-    """The lasting files of a store, also of one that others write meanwhile: `marks` before `log`, and each snapshot
-    before the marks that it stands on, so that nothing in the copy is newer than what it claims.
+    """The lasting files of a store, also of one that others write meanwhile, if they do not flush: `marks` before
+    `log`, so that no mark says more than the log holds, and the log knows of no newer one.
     """
     os.mkdir(into, 0o700)
     for name in ("config", *snapshots(path), "marks", "log", "lock"):

@@ -1,0 +1,305 @@
+"""mmpc with one step of its durability broken, to see that the crash laboratory notices.
+
+Not here: fences and memory orders, since the trace is one order of all stores.  And, because in the model of the disk
+(a sector is written whole, but for one that a write is just changing) they change nothing:
+
+* A mark over the block with the newer epoch, or the marks of a slot not settled by its new owner.  A mark is eight
+  sectors that each say the epoch.  Each is on the disk as it was or as it became, so an epoch that was durable is
+  never lost.  Settling is for a sync that failed, which no power loss is.
+* A group that counts by its last record alone.  A scan goes through a lease record by record and ends at the first that
+  is not whole, so it meets the last record of a group only when all inner ones before it are whole.
+* The commit word of a group skipped.  Until it is there the chain that the group stands for counts, with the same
+  content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
+* A snapshot that has its name before its bytes are durable, or loses its predecessor before its name is durable.  One
+  that is torn is passed over; operations in a directory come in their order; and the log still has all.
+* A recovery that does not sync the log first.  After a power loss all that it reads is on the disk; it matters where
+  none was lost (a copied directory, a failed sync).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replaces text in files of the project; one of the scenarios of support.disk_scenarios must fail on it."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]  # file, text as it stands, text instead
+    scenarios: tuple[str, ...]
+
+    @property
+    def compiled(self) -> bool:
+        return any(name.startswith("csrc/") for name, _old, _new in self.edits)
+
+
+SYNC_LOG = "    int e = mm_os_sync(m->config.log);\n"
+LIST = "    list_leases(m, &k);\n"
+WRITE_MARK = "    if (!e) e = mm_mark_write(m, k);\n"
+COLOUR = "    uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */\n"
+WRITE = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc)\n"
+WRITE_AT = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc, uint64_t colour)\n"
+CALL = "        write_record(m, c, &p, crc);\n"
+HEAD = "    int rc = mm_head(m, c->pid, &head, r);\n    if (rc) return rc;\n    plan p;\n"
+
+MUTANTS = [
+    Mutant(
+        "a-store-that-the-trace-does-not-tell",
+        (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
+        ("create",),
+    ),
+    Mutant(
+        "commit-word-skipped-at-publish",
+        (
+            (
+                "csrc/page.c",
+                "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n",
+                "    (void)w;\n",
+            ),
+        ),
+        ("writers",),
+    ),
+    Mutant(
+        "commit-word-skipped-at-help",
+        (("csrc/log.c", "    at_store_relaxed(w, mm_committed((uint32_t)word));\n", ""),),
+        ("deaths",),
+    ),
+    Mutant(
+        "committed-before-it-is-published",
+        (
+            (
+                "csrc/log.c",
+                "    at_store_relaxed(&rec->crc_commit, mm_checksum_header(payload_crc, rec));\n",
+                "    at_store_relaxed(&rec->crc_commit, mm_committed(mm_checksum_header(payload_crc, rec)));\n",
+            ),
+        ),
+        ("rivals", "groups"),
+    ),
+    Mutant(
+        "epoch-steps-after-the-sync",
+        (
+            (
+                "csrc/flush.c",
+                "    mm_mark k = { .epoch = at_add_seq_cst(&m->g->epoch, 1) };\n",
+                "    mm_mark k = { .epoch = at_load_acquire(&m->g->epoch) };\n",
+            ),
+            (
+                "csrc/flush.c",
+                SYNC_LOG,
+                SYNC_LOG + "    k->epoch = at_add_seq_cst(&m->g->epoch, 1);\n",
+            ),
+        ),
+        ("rivals", "writers"),
+    ),
+    Mutant(
+        "mark-before-the-sync-of-the-log",
+        (("csrc/flush.c", SYNC_LOG, "    int e = mm_mark_write(m, k);\n    if (!e) e = mm_os_sync(m->config.log);\n"),
+         ("csrc/flush.c", WRITE_MARK, "")),
+        ("writers",),
+    ),
+    Mutant("log-not-synced", (("csrc/flush.c", SYNC_LOG, "    int e = 0;\n"),), ("writers",)),
+    Mutant(
+        "mark-not-synced",
+        (
+            (
+                "csrc/marks.c",
+                "    if (!e) e = mm_os_sync(m->config.marks);\n    if (!e) m->mark_block ^= 1;\n",
+                "    if (!e) m->mark_block ^= 1;\n",
+            ),
+        ),
+        ("writers",),
+    ),
+    Mutant(
+        "stable-before-the-mark",
+        (("csrc/flush.c", LIST, LIST + "    at_max_release(&m->g->stable, k.epoch);\n"),),
+        ("writers",),
+    ),
+    Mutant(
+        "leases-listed-after-the-sync",
+        (("csrc/flush.c", LIST, ""), ("csrc/flush.c", WRITE_MARK, "    list_leases(m, k);\n" + WRITE_MARK)),
+        ("rivals", "writers"),
+    ),
+    Mutant(
+        "fill-announced-before-the-record",
+        (
+            (
+                "csrc/page.c",
+                CALL,
+                "        at_store_release(&m->slot->lease_fill, m->lease.bump + mm_span_of(c->length) - m->lease.start);\n"
+                + CALL,
+            ),
+        ),
+        ("rivals", "writers"),
+    ),
+    Mutant(
+        "colour-before-the-head",
+        (
+            ("csrc/page.c", WRITE, WRITE_AT),
+            ("csrc/page.c", COLOUR, ""),
+            ("csrc/page.c", HEAD, HEAD + "    uint64_t colour = at_load_acquire(&m->g->epoch);\n"),
+            ("csrc/page.c", CALL, "        write_record(m, c, &p, crc, colour);\n"),
+        ),
+        ("rivals", "writers"),
+    ),
+    Mutant(
+        "colour-not-reloaded-at-a-retry",
+        (
+            ("csrc/page.c", WRITE, WRITE_AT),
+            ("csrc/page.c", COLOUR, ""),
+            (
+                "csrc/page.c",
+                "    for (;;) {\n" + CALL,
+                "    uint64_t colour = at_load_acquire(&m->g->epoch);\n"
+                "    for (;;) {\n        write_record(m, c, &p, crc, colour);\n",
+            ),
+        ),
+        ("rivals",),
+    ),
+    Mutant(
+        "lsn-is-the-colour",
+        (
+            (
+                "csrc/page.c",
+                "mm_version_wts(p->version), at_load_acquire(&m->g->epoch) };\n    if (at_load",
+                "mm_version_wts(p->version), mm_record_colour((const mm_record *)w) };\n    if (at_load",
+            ),
+        ),
+        ("rivals", "writers"),
+    ),
+    Mutant(
+        "lease-header-skipped",
+        (("csrc/segment.c", "    at_copy(m->log + l->start, &h, sizeof h);\n", ""),),
+        ("writers",),
+    ),
+    Mutant(
+        "segment-header-skipped",
+        (("csrc/segment.c", "    at_copy(m->log + at, &h, sizeof h);\n", ""),),
+        ("writers",),
+    ),
+    Mutant(
+        "snapshot-without-the-leases",
+        (
+            (
+                "csrc/snapshot.c",
+                "        if (live && segment < n && at_load_relaxed(&m->slots[i].lease)) entries[segment].word |= MM_SNAPSHOT_SCAN;\n",
+                "        (void)live;\n        (void)segment;\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
+        "snapshot-not-flushed",
+        (
+            (
+                "csrc/snapshot.c",
+                "    if (!rc) rc = mm_flush(m, at_load_acquire(&m->g->epoch), &advanced, r);\n",
+                "    (void)advanced;\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
+        "snapshot-newer-than-its-flush",
+        (
+            (
+                "csrc/snapshot.c",
+                "    *b = h.b = at_load_acquire(&m->g->stable);\n",
+                "    *b = h.b = at_load_acquire(&m->g->epoch);\n",
+            ),
+        ),
+        ("snapshots",),
+    ),
+    Mutant(
+        "what-was-discarded-is-not-recorded",
+        (("mmpc/_recovery.py", "(*config.discards, (self.durable, epoch))", "config.discards"),),
+        ("writers",),
+    ),
+    Mutant(
+        "epoch-not-above-what-was-discarded",
+        (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
+        ("recovery", "writers"),
+    ),
+    Mutant(
+        "the-last-one-does-not-flush",
+        (
+            (
+                "mmpc/pagecache.py",
+                "        error = _store.settle(self._attachment, options.path) if last else None\n",
+                "        error = None\n",
+            ),
+        ),
+        ("close",),
+    ),
+    Mutant(
+        "those-who-leave-together-do-not-flush",
+        (
+            (
+                "mmpc/pagecache.py",
+                "        if not last and _store.nobody_left(options.path):\n            _store.flush_after_last(options)\n",
+                "",
+            ),
+        ),
+        ("close",),
+    ),
+    Mutant(
+        "config-renamed-before-its-sync",
+        (("mmpc/_files.py", "            data = data[os.write(fd, data) :]\n        os.fsync(fd)\n",
+          "            data = data[os.write(fd, data) :]\n"),),
+        ("create",),
+    ),
+    Mutant(
+        "directory-not-synced-after-the-rename",
+        (
+            (
+                "mmpc/_files.py",
+                '    os.rename(name, os.path.join(path, "config"))\n    sync_directory(path)\n',
+                '    os.rename(name, os.path.join(path, "config"))\n',
+            ),
+        ),
+        ("create",),
+    ),
+    Mutant(
+        "config-before-the-size-of-marks",
+        (
+            (
+                "mmpc/_files.py",
+                "                os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut\n",
+                "",
+            ),
+        ),
+        ("create",),
+    ),
+]
+
+def build(mutant: Mutant, root: Path, sound: Path, directory: Path) -> Path:
+    """A disk build with the mutant's edits; what goes on PYTHONPATH.  `sound` is one without, to save compiling."""
+    target = directory / "built"
+    if not mutant.compiled:
+        shutil.copytree(sound, target)
+        edit(mutant, target)
+        return target
+    source = directory / "source"
+    shutil.copytree(
+        root,
+        source,
+        ignore=shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "tests", "bench", "docs", "__pycache__"),
+    )
+    edit(mutant, source)
+    environment = {**os.environ, "MMPC_DEFINES": "MMPC_DISK", "CFLAGS": "-O1", "PYTHONPATH": ""}
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    return target
+
+
+def edit(mutant: Mutant, root: Path) -> None:
+    for name, old, new in mutant.edits:
+        path = root / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{mutant.name}: {name} does not hold, exactly once: {old}"
+        path.write_text(text.replace(old, new))
