@@ -147,6 +147,7 @@ int mm_identity_check(const mm_config *c, mm_result *r)
     if (memcmp(&files.control, &id.control, 5 * sizeof id.control)) return mismatch(r, MM_MISMATCH_FILES);
     if (id.layout_version != MM_LAYOUT_VERSION || id.fingerprint != mm_layout_fingerprint()) return mismatch(r, MM_MISMATCH_LAYOUT);
     if (!words_belong(c->table, 1, &id) || !words_belong(c->ids, 2, &id) || !words_belong(c->rts, 3, &id)) return mismatch(r, MM_MISMATCH_FILES);
+    if (!mm_control_holds(c)) return mismatch(r, MM_MISMATCH_CONTROL);
     return MM_OK;
 }
 

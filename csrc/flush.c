@@ -73,8 +73,10 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
 {
     uint64_t suspect;
-    if (distrust(m, &suspect)) mm_dirty_again(m);
+    bool distrusted = distrust(m, &suspect);
+    if (distrusted) mm_dirty_again(m);
     int e = mm_os_sync(m->config.log);
+    if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
     if (!e) e = mm_mark_write(m, k);

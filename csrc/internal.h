@@ -89,6 +89,8 @@ void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
 uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no hole begin; all ones: nowhere */
 uint64_t mm_os_hole(int fd, uint64_t from);           /* where they end */
+int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset);
+int mm_os_sync_filesystem(int fd);
 int mm_os_truncate(int fd, uint64_t size);            /* 0, or errno */
 void mm_os_touch(void *p, uint64_t n);
 uint64_t mm_os_now(void);
@@ -102,6 +104,9 @@ uint64_t *mm_os_wiped_page(void);
 int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);
 void mm_set_limits(mm *m);
+
+/* control.c */
+bool mm_control_holds(const mm_config *c); /* the volatile files are of this boot: can what they say be? */
 
 /* result.c */
 int mm_corrupt(mm_result *r, uint32_t file, uint64_t offset);

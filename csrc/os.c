@@ -87,6 +87,26 @@ void mm_os_touch(void *p, uint64_t n)
 #endif
 }
 
+/* Bypasses the page cache, and drops what it holds of these bytes, where the file system can; p, n and offset are whole blocks. */
+int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset)
+{
+    int flags = fcntl(fd, F_GETFL);
+    bool direct = flags >= 0 && fcntl(fd, F_SETFL, flags | O_DIRECT) == 0;
+    int e = mm_os_write_at(fd, p, n, offset);
+    if (direct) fcntl(fd, F_SETFL, flags);
+    return direct && e == EINVAL ? mm_os_write_at(fd, p, n, offset) : e;
+}
+
+/* The whole file system: also tells of pages that could not be written and whose file's own error somebody else was told. */
+int mm_os_sync_filesystem(int fd)
+{
+#ifdef __linux__
+    return syncfs(fd) ? errno : 0;
+#else
+    return mm_os_sync(fd);
+#endif
+}
+
 int mm_os_sync(int fd)
 {
     if (MM_POINT_FAILS()) return EIO;

@@ -14,7 +14,7 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
-    bool counts, followed;                   /* holds a record that counts; so does the lease of its slot that came next */
+    bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
 } found_lease;
 
 typedef struct scan {
@@ -278,23 +278,21 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* All of the lease before this one was in memory when this one began.  If that one holds nothing that counts, as when its owner died at
- * once, so was all of the one before it. */
-static int require_previous(const scan *s, const found_lease *l)
+/* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
+ * holds nothing is no end of it: its owner died, or lost, before it published. */
+static int require_before(const scan *s, found_lease *l)
 {
-    found_lease *before;
-    for (int rc; l->previous; l = before) {
-        rc = require(s, l->previous, l->filled, &before);
-        if (rc || !before) return rc;
-        bool done = before->counts || before->followed;
-        before->followed = true;
-        if (done) break;
+    int rc = MM_OK;
+    while (!rc && l && l->previous && !l->behind) {
+        l->behind = true;
+        rc = require(s, l->previous, l->filled, &l);
+        if (!rc && l) l->followed = true;
     }
-    return MM_OK;
+    return rc;
 }
 
-/* Below a fill that the newest mark lists, and in the leases that came before it or before one with a record that counts (its author had seen
- * all of it), every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* Below a fill that the newest mark lists, and in the leases that came before those, every record must be whole: a bad one there is damage,
+ * not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -304,10 +302,12 @@ static int check_required(scan *s)
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     for (uint32_t i = 0; !rc && i < mark.count; i++) {
         rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-        if (!rc && l) l->counts = true; /* also when it holds nothing that does: it had begun */
+        if (rc || !l) continue;
+        l->counts = true;
+        rc = require_before(s, l);
     }
     for (uint64_t i = 0; !rc && i < s->found; i++)
-        if (s->leases[i].counts) rc = require_previous(s, &s->leases[i]);
+        if (s->leases[i].counts) rc = require_before(s, &s->leases[i]);
     return rc;
 }
 

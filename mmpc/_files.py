@@ -176,6 +176,12 @@ def is_temporary_snapshot(name: str) -> bool:
     return name.startswith("snapshot.new-") and name.removeprefix("snapshot.new-").isdecimal()
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of that name may be in a store."""
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    return name in known or is_snapshot(name) or is_temporary_snapshot(name)
+
+
 def create_file(name: str) -> int:
     """A descriptor of an empty file of that name, whatever was there."""
     return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR | _SAFELY, 0o600)
@@ -254,8 +260,7 @@ def make_directory(path: str) -> bool:
 
 def foreign(path: str) -> list[str]:
     """What is in the directory that is no file of a store."""
-    known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
-    return sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
+    return sorted(n for n in os.listdir(path) if not belongs(n))
 
 
 def check_file_system(fd: int, path: str) -> None:
@@ -294,7 +299,7 @@ def create_lasting(path: str) -> None:
                 _no_copy_on_write(fd)
             if name == "marks":
                 os.ftruncate(fd, MARKS_SIZE)
-                os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # whoever gets one of these slots can flush without room
+                os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # with one of these slots a flush needs no room
                 os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut
             if name == "log":
                 check_file_system(fd, path)
@@ -366,7 +371,9 @@ def explained(e: OSError, path: str, name: str = "") -> Exception:
     if e.errno == errno.ENOTDIR:
         return errors.IncompatibleStore(f"{_not_a_directory(path)!r} is not a directory; choose another path")
     if e.errno == errno.EROFS:
-        return errors.Unsupported(f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store")
+        return errors.Unsupported(
+            f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store"
+        )
     if e.errno in (errno.EACCES, errno.EPERM):
         who = f"user {os.geteuid()}"
         return errors.Unsupported(

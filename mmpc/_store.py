@@ -154,8 +154,10 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
 # ---- attaching to a live store
 
 
-def _attach(config: Config, options: Options) -> Attachment | None:
-    """None when the volatile files are not of this boot, or are being replaced: the slow path decides."""
+def _attach(config: Config, options: Options, locked: bool = False) -> Attachment | None:
+    """None when the volatile files are not of this boot, or are being replaced, or a process may have died in a
+    sync that failed: the slow path (`locked`) decides.
+    """
     r, status = ffi.new("mm_result *"), ffi.new("int *")
     with Descriptors() as files:
         try:
@@ -169,6 +171,8 @@ def _attach(config: Config, options: Options) -> Attachment | None:
             return None
         if rc:
             raise _failed(rc, r)
+        if lib.mm_suspected(c) and not _settled(c, locked):
+            return None
         files.taken()
         mm = lib.mm_attach(c, status, r)
         if mm == ffi.NULL:
@@ -179,6 +183,21 @@ def _attach(config: Config, options: Options) -> Attachment | None:
     if lib.mm_identity_check(c, r) or not _same_file(c.control, os.path.join(options.path, "control")):
         return None
     return attachment
+
+
+def _settled(c: Any, locked: bool) -> bool:
+    """The first to come after a process died in a sync writes again what the kernel may call clean and has not written.
+    False: the slow path is to do it.  While others are attached their flushes take care of it.
+    """
+    if lib.mm_lock_range(c.lock, 0, _files.SLOTS) != errors.OK:
+        return True
+    try:
+        if locked:
+            r = ffi.new("mm_result *")
+            must(lib.mm_settle(c, r), r)
+        return locked
+    finally:
+        lib.mm_unlock_range(c.lock, 0, _files.SLOTS)
 
 
 def _same_file(fd: int, path: str) -> bool:
@@ -213,7 +232,7 @@ def _open_locked(options: Options, create: bool) -> tuple[Attachment, bool] | No
                 raise _absent(path)
             return _create(options), False
         _compare(config, options)
-        attachment = _attach(config, options) or _recover(config, options)
+        attachment = _attach(config, options, locked=True) or _recover(config, options)
         return None if attachment is None else (attachment, True)
     finally:
         lock.release()
@@ -315,13 +334,22 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 old.open(options.path, (name,))
             except FileNotFoundError:
                 pass
-        old.fds["log"] = os.dup(files.get("log"))
+        for name in ("log", "marks"):
+            old.fds[name] = os.dup(files.get(name))
         c = _core_config(config, options, old)
         rc = lib.mm_identity_check(c, r)
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
+        known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
+        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+            raise errors.CorruptionError(
+                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
+                "than it was (if it was put back on purpose, remove 'control')",
+                file="marks",
+                offset=0,
+            )
         must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
@@ -419,7 +447,7 @@ def flush_after_last(options: Options) -> None:
     """
     try:
         config = _files.read_config(options.path)
-        attachment = _attach(config, options) if config is not None else None
+        attachment = _attach(config, options, locked=True) if config is not None else None
     except (errors.MmpcError, OSError):
         return
     if attachment is not None:

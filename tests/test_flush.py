@@ -599,6 +599,31 @@ def test_a_handle_that_is_forgotten_ends_its_thread(path: str, children: Childre
     assert after_loss(children, path, path + "-lost", lambda c: c.get(pid).unwrap()) == [19]
 
 
+def test_a_handle_collected_in_its_own_flush_thread_is_closed(path: str, children: Children) -> None:
+    """The garbage collector may run in that thread while it waits, and holds the lock of what it waits for."""
+
+    def forget() -> bool:
+        pc = mmpc.open(path, mmpc.Append(), create=True, flush_every_ms=1)
+        pc.allocate([7])
+        condition = pc._flusher._stop._cond
+        wait = condition.wait
+
+        def collect(timeout: float) -> bool:
+            gc.collect()
+            return bool(wait(timeout))
+
+        cycle: list[Any] = [pc]
+        cycle.append(cycle)
+        gc.disable()
+        del pc, cycle
+        condition.wait = collect
+        until(lambda: threads() == [], "the end of the thread")
+        with mmpc.open(path, mmpc.Append()) as again:
+            return live(again) == 1
+
+    assert children.run(forget)
+
+
 def test_in_a_store_that_failed_the_thread_ends(path: str, caplog: pytest.LogCaptureFixture) -> None:
     pc = mmpc.open(path, mmpc.Append(), create=True, flush_every_ms=5)
     pid, _ = pc.allocate([0])

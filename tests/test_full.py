@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ class Pages:
             try:
                 self.once()
             except mmpc.DiskFullError as e:
-                assert str(self.pc.path) in str(e) and "free some space" in str(e)
+                assert str(self.pc.path) in str(e)
+                assert "free some space" in str(e)
                 refused += 1
             assert refused or self.step < 100_000
 
@@ -130,7 +131,8 @@ def test_reads_frees_flushes_and_openings_go_on_and_work_resumes(
     pages.until_full()
     pages.check()
     assert pages.free(3) == 3
-    assert pc.flush() > 0 and pc.flush() == 0
+    assert pc.flush() > 0
+    assert pc.flush() == 0
     key = pc.get(sorted(pages.held)[0]).key
     assert pc.make_stable(key.last_lsn) == 0
     with pc.begin() as tx:
@@ -184,7 +186,7 @@ def test_reads_frees_flushes_and_openings_go_on_and_work_resumes(
         pages.check()
 
 
-@pytest.mark.parametrize("size, least", [(1 << 16, 700), (1 << 20, 3000), (1 << 23, 3000)], ids=["64K", "1M", "8M"])
+@pytest.mark.parametrize(("size", "least"), [(1 << 16, 700), (1 << 20, 3000), (1 << 23, 3000)], ids=["64K", "1M", "8M"])
 def test_the_reserve_is_for_what_gives_room_back(disk: Mounted, size: int, least: int) -> None:
     """An append between two frees finds none of it; when it is used up, room that comes back fills it again."""
     with opened(disk, segment_size=size) as pc:
@@ -290,7 +292,7 @@ def test_many_writers_at_once_at_the_limit(
 def test_killed_at_the_limit_all_that_returned_is_there(
     disk: Mounted, segment: int, seed: int, monkeypatch: pytest.MonkeyPatch, children: Children
 ) -> None:
-    """Several times over: writers that meet the full disk again and again are killed; the survivor reads, frees, flushes."""
+    """Writers that meet the full disk again and again are killed; the survivor reads, frees and flushes."""
     another_boot(monkeypatch)
     rng = random.Random(seed)
     pc = opened(disk, segment_size=segment)

@@ -106,13 +106,17 @@ def memory(size: str = "2m", options: str = "") -> Iterator[Mounted]:
 
 
 @contextmanager
-def ext4(image: Path, megabytes: int = 16, options: str = "") -> Iterator[Mounted]:
-    """An ext4 in the file `image`, with a journal and all of its own structures in place."""
+def ext4(image: Path, megabytes: int = 16, options: str = "", allocate: bool = False) -> Iterator[Mounted]:
+    """An ext4 in the file `image`; `allocate`: the file has no holes."""
     _need("mount", "umount", "mkfs.ext4", "losetup")
     with open(image, "wb") as f:
         f.truncate(megabytes << 20)
     eager = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", eager, "-J", "size=4", str(image))
+    block = "4096" if allocate else "1024"
+    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-b", block, "-E", eager, "-J", "size=4", str(image))
+    if allocate:
+        with open(image, "r+b") as f:
+            os.posix_fallocate(f.fileno(), 0, megabytes << 20)
     path = Path(tempfile.mkdtemp(prefix="mmpc-mount-"))
     try:
         mounted = Mounted(path, str(image), f"loop{options}", "ext4")
