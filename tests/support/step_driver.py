@@ -40,7 +40,7 @@ from .kill_world import World, Wrong, copy_store, must
 from .step_cases import COUNTED, DEAD, LOST, REAP, die, find
 from .stepper import Entries, Stepper, Trace, Watch, trace_me
 
-SURVEY_WATCHDOG = 90  # seconds
+SURVEY_WATCHDOG = 240  # seconds
 FEW = 4000  # instructions of a case that are all taken
 BETWEEN = 2  # random instructions taken between two changes
 ENDS = 6  # changes by one instruction that are taken at the start, at the end, and between
