@@ -1,5 +1,5 @@
-"""Any one thing wrong with a store at rest: what opens it gets exactly what was flushed, or a CorruptionError that names
-file and offset; never a wrong value, a loss, a crash or a hang. And verify says so.
+"""Any one thing wrong with a store at rest: what opens it gets exactly what was flushed, or a CorruptionError that
+names file and offset; never a wrong value, a loss, a crash or a hang. And verify says so.
 
 What cannot be noticed is listed here: UNNOTICED. MMPC_LONG=1 turns every bit of every header and field.
 """
@@ -17,10 +17,20 @@ import pytest
 import mmpc
 from mmpc._findings import Findings
 from mmpc._lasting import Config, parse_config, read_marks
-from mmpc._layout import BLOCK, CONTROL_GLOBALS, CONTROL_SEGMENTS, CONTROL_SLOTS, GLOBALS, WORDS_OFFSET
+from mmpc._layout import (
+    BLOCK,
+    CONTROL_GLOBALS,
+    CONTROL_SEGMENTS,
+    CONTROL_SLOTS,
+    GLOBALS,
+    LEASE_HEADER,
+    WORDS_OFFSET,
+    crc,
+)
 from mmpc._native import ffi, lib
+from support import ruins
 from support.children import ChildFailed, Children
-from support.ruins import Image, make, padding, parts, read_all, trial
+from support.ruins import Image, make, padding, parts, read_all, trial, word, write_sparse
 
 LONG = os.environ.get("MMPC_LONG") == "1"
 BOOTS = ("same", "other")
@@ -147,8 +157,7 @@ def test_every_bit_of_the_marks(images: dict[str, Image], folder: str) -> None:
         config = parse_config(image.files["config"])
         assert isinstance(config, Config)
         name = os.path.join(folder, "marks")
-        with open(name, "wb") as f:
-            f.write(image.files["marks"])
+        write_sparse(name, image.files["marks"])
         with open(name, "r+b") as f:
             c, newest, r = ffi.new("mm_config *"), ffi.new("uint64_t *"), ffi.new("mm_result *")
             c.marks = f.fileno()
@@ -247,7 +256,7 @@ def test_a_flush_after_damage_to_control(
     """
     rng, path, failures = random.Random(seed), os.path.join(folder, "victim"), []
 
-    def write() -> bool:
+    def write() -> int:
         try:
             pc = mmpc.open(path, mmpc.Append())
             pc.append(8, ["new"])
@@ -255,20 +264,20 @@ def test_a_flush_after_damage_to_control(
             assert image.model.get(made) is None, f"page {made} has two owners"
             pc.flush()
         except mmpc.CorruptionError:
-            return False
-        return True
+            return 0
+        return made
 
-    def look() -> str:
+    def look(made: int) -> str:
         os.environ["MMPC_BOOT_ID"] = "another boot"
-        return read_all(path, image.model | {8: [*(image.model[8] or []), "new"]})[0]
+        return read_all(path, image.model | {8: [*image.model[8], "new"], made: ["made"]})[0]
 
     for image in images.values():
         at = CONTROL_GLOBALS + GLOBALS[word] if word in GLOBALS else CONTROL_SEGMENTS + 64 + 8
         for bit in range(64) if LONG else rng.sample(range(12), 6) + rng.sample(range(12, 64), 6):
             image.lay(path, image.flip("control", at + bit // 8, bit % 8))
             try:
-                if children.run(write, patience=PATIENCE):
-                    children.run(look, patience=PATIENCE)
+                if made := children.run(write, patience=PATIENCE):
+                    children.run(look, made, patience=PATIENCE)
             except ChildFailed as failed:
                 failures.append(f"bit {bit}: {str(failed).strip().splitlines()[-1]}")
     assert failures == []
@@ -329,8 +338,6 @@ def test_files_of_another_store(bench: Bench, images: dict[str, Image]) -> None:
 @pytest.fixture(scope="module")
 def lives(folder: str) -> tuple[Image, Image]:
     """One store at two moments of one life, and each time flushed: between them pages were changed, freed and made."""
-    from support import ruins
-
     path = os.path.join(folder, "lives")
 
     def first() -> None:
@@ -340,14 +347,14 @@ def lives(folder: str) -> tuple[Image, Image]:
             pid, _ = pc.allocate([i])
             model[pid] = [i]
         pc.flush()
-        ruins._write_model(path, model)
-        ruins.shutil.copytree(path, path + ".1")
-        ruins.shutil.copy(path + ".model", path + ".1.model")
+        ruins.write_model(path, model)
+        shutil.copytree(path, path + ".1")
+        shutil.copy(path + ".model", path + ".1.model")
         for pid in (2, 3):
             pc.append(pid, ["more"])
             model[pid].append("more")
         pc.flush()
-        ruins._write_model(path, model)
+        ruins.write_model(path, model)
         os._exit(0)
 
     with Children() as children:
@@ -382,3 +389,44 @@ def test_verify_notices_an_older_table(lives: tuple[Image, Image], folder: str) 
     after.lay(path, {"table": before.files["table"]})
     report = mmpc.verify(path)
     assert {p.page for p in report.damage if p.file == "table"} == {2, 3}
+
+
+# ---- leases that hold nothing
+
+
+def test_a_lease_without_records_does_not_hide_damage_before_it(folder: str, children: Children) -> None:
+    """Whoever took a lease and published nothing in it, since it died or lost, still names the one before: a bad record
+    there is damage, though no record that counts follows.
+    """
+    path = os.path.join(folder, "hidden")
+
+    def write() -> None:
+        pc = mmpc.open(path, mmpc.Append(), create=True, segment_size=1 << 16, page_consolidation_threshold=200)
+        pid, _ = pc.allocate([0])
+        for i in range(100):  # the first lease has 4 KiB
+            pc.append(pid, [i])
+        pc.flush()
+        ruins.write_model(path, {pid: list(range(100))})
+        os._exit(0)
+
+    children.start(write).wait()
+    image = Image(path)
+    log, sectors = ruins.scanned(image), parts(image)["marks"]
+    first, second = sorted(log.leases)[:2]
+    assert log.leases[second].previous == first
+    model = [0, *range(sum(first < a < second for a in log.addresses) - 3)]  # but for pages 0, 1 and its base
+    data, marks = bytearray(image.files["log"]), bytearray(image.files["marks"])
+    data[second + LEASE_HEADER.size : second + 4096] = bytes(4096 - LEASE_HEADER.size)
+    config = parse_config(image.files["config"])
+    assert isinstance(config, Config)
+    for _what, at, _n in sectors:
+        if word(marks, at + 32) == second:
+            marks[at + 40 : at + 48] = LEASE_HEADER.size.to_bytes(8, "little")
+            marks[at + 8 : at + 12] = crc(marks[at + 12 : at + 512], crc(config.uuid)).to_bytes(4, "little")
+    changed: dict[str, bytes | None] = {"log": bytes(data), "marks": bytes(marks)}
+    image.model = {2: model}
+    bench = Bench(image, folder, "other", children)
+    assert bench.judge("nothing", changed, reported=False) == ("right", "sound")
+    data[log.leases[first].end - 8] ^= 1
+    assert bench.judge("the last record before", changed | {"log": bytes(data)}) == ("error", "damage")
+    bench.done()

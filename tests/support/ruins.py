@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import filelock
@@ -33,7 +35,7 @@ def build(path: str, killed: bool) -> Model:
     a, b = mmpc.open(path, mmpc.Append(), **options), mmpc.open(path, mmpc.Append(), **options)
     model: Model = {}
     for i in range(8):
-        pid, key = a.allocate([i])
+        pid, _key = a.allocate([i])
         model[pid] = [i]
         for n in range(i):
             (a, b)[n % 2].append(pid, [n * i])
@@ -53,11 +55,11 @@ def build(path: str, killed: bool) -> Model:
     a.flush()
     a.flush()
     if killed:
-        _write_model(path, model)
+        write_model(path, model)
         os.kill(os.getpid(), signal.SIGKILL)
     a.close()
     b.close()
-    _write_model(path, model)
+    write_model(path, model)
     return model
 
 
@@ -73,7 +75,8 @@ def group(pc: mmpc.PageCache[Any], pid: int, model: Model) -> None:
     model[pid] += ["g", "h", "i"]
 
 
-def _write_model(path: str, model: Model) -> None:
+def write_model(path: str, model: Model) -> None:
+    """What a store at `path` must hold, for `read_model` and `Image`."""
     with open(path + ".model", "wb") as f:
         f.write(codec.encode(model))
 
@@ -102,7 +105,7 @@ class Image:
         shutil.rmtree(path, ignore_errors=True)
         os.mkdir(path, 0o700)
         for name, data in self.files.items():
-            _write(os.path.join(path, name), data)
+            write_sparse(os.path.join(path, name), data)
         own(path)
         for name, new in (changed or {}).items():
             if new is None:
@@ -110,7 +113,7 @@ class Image:
             elif name == "control":
                 self._rewrite_control(path, new)
             else:
-                _write(os.path.join(path, name), new)
+                write_sparse(os.path.join(path, name), new)
 
     def _rewrite_control(self, path: str, new: bytes) -> None:
         """Only the bytes that differ: the identity has just been made to fit."""
@@ -133,7 +136,8 @@ class Image:
         return {name: data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]}
 
 
-def _write(name: str, data: bytes) -> None:
+def write_sparse(name: str, data: bytes) -> None:
+    """Replaces a file's bytes, not its inode; what is zero becomes a hole."""
     with open(name, "r+b" if os.path.exists(name) else "wb") as f:
         f.truncate(0)
         f.truncate(len(data))
@@ -171,7 +175,8 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
     try:
         pc = mmpc.open(path, mmpc.Append())
     except mmpc.CorruptionError as e:
-        assert e.file is not None and e.offset is not None and e.file in str(e), e
+        assert e.file in str(e)
+        assert e.offset is not None
         return "error", [f"open: {e}"]
     except mmpc.IncompatibleStore as e:
         return "error", [f"config: {e}"]
@@ -179,7 +184,8 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
         try:
             page = pc.get(pid)
         except mmpc.CorruptionError as e:
-            assert e.file is not None and e.offset is not None, e
+            assert e.file in str(e)
+            assert e.offset is not None
             errors.append(f"page {pid}: {e}")
             continue
         if expected is None:
@@ -291,3 +297,9 @@ def make(path: str, killed: bool) -> Image:
         else:
             child.result()
     return Image(path)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mmpc` with these arguments."""
+    command = [sys.executable, "-P", "-W", "error", "-m", "mmpc", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90)
