@@ -40,7 +40,7 @@ int mm_format(const mm_config *c, mm_result *r)
     mm_identity id;
     memset(&id, 0, sizeof id);
     int e = mm_os_random(id.open_id, sizeof id.open_id);
-    if (!e) e = mm_os_grow(c->control, 0, MM_CONTROL_SLOTS + MM_BLOCK);
+    if (!e) e = mm_os_grow(c->control, 0, MM_CONTROL_SLOTS + MM_SLOTS_READY * sizeof(mm_slot));
     if (!e) e = mm_os_grow(c->control, MM_CONTROL_SEGMENTS, MM_CONTROL_FRESH);
     if (!e) e = mm_os_write_at(c->control, &id, sizeof id, 0);
     mm_globals g;
@@ -147,6 +147,7 @@ int mm_identity_check(const mm_config *c, mm_result *r)
     if (memcmp(&files.control, &id.control, 5 * sizeof id.control)) return mismatch(r, MM_MISMATCH_FILES);
     if (id.layout_version != MM_LAYOUT_VERSION || id.fingerprint != mm_layout_fingerprint()) return mismatch(r, MM_MISMATCH_LAYOUT);
     if (!words_belong(c->table, 1, &id) || !words_belong(c->ids, 2, &id) || !words_belong(c->rts, 3, &id)) return mismatch(r, MM_MISMATCH_FILES);
+    if (!mm_control_holds(c)) return mismatch(r, MM_MISMATCH_CONTROL);
     return MM_OK;
 }
 

@@ -50,29 +50,6 @@ static bool distrust(mm *m, uint64_t *suspect)
     return false;
 }
 
-/* A segment that may hold bytes stored since the last sync that succeeded. */
-static bool written_since(mm *m, uint64_t n, uint64_t stable)
-{
-    uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
-    if (state == MM_SEG_FREE) return false;
-    if (state != MM_SEG_SEALED || at_load_acquire(&m->segments[n].written) >= stable) return true;
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        if (at_load_acquire(&m->slots[i].lease) >> m->segment_shift == n) return true;
-    return false;
-}
-
-/* Makes those pages dirty again without changing a bit, so that the sync that follows writes them.  Others may store to them meanwhile. */
-static void dirty_again(mm *m)
-{
-    uint64_t stable = at_load_acquire(&m->g->stable), end = at_load_acquire(&m->g->log_size);
-    for (uint64_t n = 0; n << m->segment_shift < end; n++) {
-        uint64_t at = n << m->segment_shift, stop = at + m->segment_size < end ? at + m->segment_size : end;
-        mm_result ignored;
-        if (!mm_segment_of(m, at, &ignored) || !mm_log_reaches(m, stop) || !written_since(m, n, stable)) continue;
-        for (; at < stop; at += MM_BLOCK) at_or_relaxed((at_word *)(m->log + at), 0);
-    }
-}
-
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
 
 /* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14). */
@@ -96,8 +73,10 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
 {
     uint64_t suspect;
-    if (distrust(m, &suspect)) dirty_again(m);
+    bool distrusted = distrust(m, &suspect);
+    if (distrusted) mm_dirty_again(m);
     int e = mm_os_sync(m->config.log);
+    if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
     if (!e) e = mm_mark_write(m, k);
@@ -110,7 +89,6 @@ static int flush_now(mm *m, mm_result *r)
     int rc = mm_log_whole(m, r); /* the sync of a file that was cut makes nothing durable */
     if (rc) return rc;
     int e = mm_mark_prepare(m);
-    if (e == ENOSPC || e == EDQUOT) return mm_os_failed(r, e); /* no room for the mark: before anything has begun */
     if (e) return sync_failed(m, e, r);
     uint64_t begun = mm_os_monotonic();
     at_store_relaxed(&m->g->flush_begun, begun);

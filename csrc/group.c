@@ -109,7 +109,7 @@ static int publish_group(mm *m, group *g, mm_result *r)
             r->length = m->group_limit;
             return MM_TOOBIG;
         }
-        rc = mm_reserve(m, bytes, r);
+        rc = mm_reserve(m, bytes, MM_GROWS, r);
         if (rc) break;
         uint64_t last = write_group(m, g), found = g->head_word, next = mm_head_next(g->head_word, last);
         if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
@@ -165,7 +165,7 @@ static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
         r->length = m->group_limit;
         return MM_TOOBIG;
     }
-    int rc = mm_reserve(m, mm_span_of(bound), r);
+    int rc = mm_reserve(m, mm_span_of(bound), MM_GROWS, r);
     if (rc) return rc;
     uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
     MM_POINT();

@@ -20,8 +20,11 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
     uint64_t next_size;   /* bytes to ask for next time */
     uint64_t previous, filled;
     int64_t live;         /* live bytes not yet added to the segment's counter */
+    bool reserve;         /* taken from the reserve: for what gives room back alone */
     uint32_t segment, generation, seed;
 } mm_lease;
+
+enum mm_purpose { MM_GROWS = 0, MM_FREES = 1 }; /* what space is taken for: FREE records, and copies that make a segment empty, or anything else */
 
 typedef struct mm_candidate { uint64_t pid, head, epoch; } mm_candidate;
 
@@ -66,11 +69,11 @@ static inline pthread_mutex_t *mm_mutex(mm *m, enum mm_hold which)
 static inline void mm_lock(mm *m, enum mm_hold which)
 {
     pthread_mutex_lock(mm_mutex(m, which));
-    mm_note_hold(which);
+    mm_note(which, 0);
 }
 static inline void mm_unlock(mm *m, enum mm_hold which)
 {
-    mm_note_release(which);
+    mm_note(0, which);
     pthread_mutex_unlock(mm_mutex(m, which));
 }
 
@@ -85,6 +88,10 @@ uint64_t mm_os_monotonic(void);                       /* ns */
 void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
 uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no hole begin; all ones: nowhere */
+uint64_t mm_os_hole(int fd, uint64_t from);           /* where they end */
+int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset);
+int mm_os_sync_filesystem(int fd);
+int mm_os_truncate(int fd, uint64_t size);            /* 0, or errno */
 void mm_os_touch(void *p, uint64_t n);
 uint64_t mm_os_now(void);
 int mm_os_random(void *p, uint64_t n);
@@ -97,6 +104,9 @@ uint64_t *mm_os_wiped_page(void);
 int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);
 void mm_set_limits(mm *m);
+
+/* control.c */
+bool mm_control_holds(const mm_config *c); /* the volatile files are of this boot: can what they say be? */
 
 /* result.c */
 int mm_corrupt(mm_result *r, uint32_t file, uint64_t offset);
@@ -134,12 +144,22 @@ uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
 int mm_log_whole(mm *m, mm_result *r);                     /* the file holds what is published */
 int mm_log_cover(mm *m, uint64_t end, mm_result *r);
 bool mm_log_reaches(mm *m, uint64_t end);
-int mm_segment_lease(mm *m, uint64_t bytes, mm_result *r); /* fills m->lease */
+int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
+int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */
 void mm_segment_abandon(mm *m, uint32_t slot);             /* what a dead owner was preparing */
 void mm_account(mm *m, uint64_t address, int64_t bytes);
 void mm_account_flush(mm *m);
+
+/* room.c */
+#define MM_NO_SEGMENT UINT64_MAX
+int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r);
+int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r);
+int mm_log_round(mm *m, uint64_t *size, mm_result *r);
+
+/* rewrite.c */
+void mm_dirty_again(mm *m);
 
 /* log.c */
 typedef struct mm_view { /* a record that was looked at */
@@ -151,7 +171,7 @@ typedef struct mm_view { /* a record that was looked at */
 int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r);    /* bounds, page, kind: not the checksum */
 int mm_verify(mm *m, const mm_view *v, mm_result *r);                           /* the checksum */
 int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, mm_result *r); /* and helps */
-int mm_reserve(mm *m, uint64_t bytes, mm_result *r);                            /* that many bytes at lease.bump */
+int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r);   /* that many bytes at lease.bump */
 uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n);
 uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
 void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */

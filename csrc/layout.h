@@ -226,6 +226,7 @@ _Static_assert(sizeof(mm_globals) == 33 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u
+#define MM_SLOTS_READY 16u /* their blocks of `control` and `marks` are allocated at creation: attaching and flushing need no room */
 #define MM_PINS 32u
 #define MM_VIEWS 64u
 enum mm_slot_state { MM_SLOT_FREE = 0, MM_SLOT_LIVE = 1 };

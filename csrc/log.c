@@ -84,28 +84,35 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
     if (rc) return rc;
     at_store_relaxed(w, mm_committed((uint32_t)word));
     at_fence_full();
-    at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch)); /* its author died, or has not said so yet; a flush must cover it */
+    uint64_t now = at_load_acquire(&m->g->epoch);
+    at_max_release(&m->g->dirty, now); /* its author died, or has not said so yet; a flush must cover it */
+    at_max_release(&m->segments[v->address >> m->segment_shift].written, now); /* its lease may be no slot's any more (rewrite.c) */
     at_add_relaxed(&m->g->helped, 1);
     *helped = true;
     return MM_OK;
 }
 
 /* Room for `bytes` at lease.bump.  Called in an announced publish: the lease is dropped when the cleaner has taken its segment (model: lease.pml). */
-int mm_reserve(mm *m, uint64_t bytes, mm_result *r)
+int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
 {
     mm_lease *l = &m->lease;
-    mm_note_hold(MM_HOLD_LEASE);
+    mm_note(MM_HOLD_LEASE, 0);
     if (l->start) {
         uint64_t w = at_load_acquire(&m->segments[l->segment].word), state = mm_segword_state(w);
         bool ours = mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED);
-        if (ours && l->bump + bytes <= l->end) return MM_OK;
+        if (ours && l->bump + bytes <= l->end) {
+            if (!l->reserve || purpose == MM_FREES) return MM_OK;
+            int rc = mm_segment_refill(m, r);
+            l->reserve = rc != MM_OK;
+            return rc;
+        }
         if (!ours) {
             l->live = 0;
             mm_lease_ended(m);
             l->start = 0;
         }
     }
-    return mm_segment_lease(m, bytes, r);
+    return mm_segment_lease(m, bytes, purpose, r);
 }
 
 /* The bytes of a replaced chain are live no more.  Only steers: stops at the first thing that looks odd. */

@@ -76,7 +76,8 @@ typedef struct mm_config {
     uint8_t boot_id[64];
 } mm_config;
 
-enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7 };
+enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7,
+                   MM_MISMATCH_CONTROL = 8 };
 
 /* Writes fresh volatile files (all but the identity) into descriptors of empty files.  Exclusive callers only. */
 int mm_format(const mm_config *c, mm_result *r);
@@ -151,7 +152,16 @@ int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
  * Exclusive callers only, after mm_format. */
 int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
                mm_scan_report *report, mm_result *r);
+/* Before mm_rebuild's sync: what a failed sync of this boot may have left clean and not on the disk is written again.  c->control is the old one. */
+int mm_rewrite(const mm_config *c, mm_result *r);
+int mm_settle(const mm_config *c, mm_result *r); /* the same, durably, for a store that goes on; MM_FAILED: it failed again.  All slot bytes held */
+int mm_suspected(const mm_config *c);            /* 1: a process may have died in a sync that failed */
+int mm_log_trim(const mm_config *c, mm_result *r); /* zeros at the end of the log go back to the device */
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
+
+/* Puts a record of `kind` (enum mm_kind) on any page of a store that was just made: MM_OK, MM_CONFLICT (somebody else is here), MM_NOPAGE, MM_FREED,
+ * MM_CHAIN (a DELTA on nothing, on a FREE record, on a chain that is full), MM_TYPE, MM_TOOBIG, MM_LIMIT, MM_FULL. */
+int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r);
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
 

@@ -62,6 +62,20 @@ uint64_t mm_os_data(int fd, uint64_t from)
 #endif
 }
 
+/* Where the next hole begins at or behind `from`, which is in the file; its end counts as one. */
+uint64_t mm_os_hole(int fd, uint64_t from)
+{
+#ifdef SEEK_HOLE
+    off_t at = lseek(fd, (off_t)from, SEEK_HOLE);
+    if (at >= 0) return (uint64_t)at;
+#else
+    (void)from;
+#endif
+    return mm_os_size(fd);
+}
+
+int mm_os_truncate(int fd, uint64_t size) { return ftruncate(fd, (off_t)size) ? errno : 0; }
+
 /* Maps pages for writing ahead of the first store; only saves faults. */
 void mm_os_touch(void *p, uint64_t n)
 {
@@ -70,6 +84,26 @@ void mm_os_touch(void *p, uint64_t n)
 #else
     (void)p;
     (void)n;
+#endif
+}
+
+/* Bypasses the page cache, and drops what it holds of these bytes, where the file system can; p, n and offset are whole blocks. */
+int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset)
+{
+    int flags = fcntl(fd, F_GETFL);
+    bool direct = flags >= 0 && fcntl(fd, F_SETFL, flags | O_DIRECT) == 0;
+    int e = mm_os_write_at(fd, p, n, offset);
+    if (direct) fcntl(fd, F_SETFL, flags);
+    return direct && e == EINVAL ? mm_os_write_at(fd, p, n, offset) : e;
+}
+
+/* The whole file system: also tells of pages that could not be written and whose file's own error somebody else was told. */
+int mm_os_sync_filesystem(int fd)
+{
+#ifdef __linux__
+    return syncfs(fd) ? errno : 0;
+#else
+    return mm_os_sync(fd);
 #endif
 }
 

@@ -157,7 +157,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     plan p;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
-    rc = mm_reserve(m, mm_span_of(c->length), r);
+    rc = mm_reserve(m, mm_span_of(c->length), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
     uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);

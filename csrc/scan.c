@@ -14,7 +14,7 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
-    bool counts, followed;                   /* holds a record that counts; so does the lease of its slot that came next */
+    bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
 } found_lease;
 
 typedef struct scan {
@@ -169,7 +169,8 @@ static void adopt_segment(scan *s, uint64_t n)
     mm *m = s->m;
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
-    if ((n << m->segment_shift) + MM_BLOCK > s->size || !header_holds(s, n, &h)) {
+    uint64_t base = n << m->segment_shift;
+    if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -193,6 +194,11 @@ static int read_segment(scan *s, uint64_t n)
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
     for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+        uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
+        if (data / MM_BLOCK > at / MM_BLOCK) {
+            at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
+            continue;
+        }
         uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
@@ -272,23 +278,21 @@ static int require(const scan *s, uint64_t address, uint64_t filled, found_lease
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* All of the lease before this one was in memory when this one began.  If that one holds nothing that counts, as when its owner died at
- * once, so was all of the one before it. */
-static int require_previous(const scan *s, const found_lease *l)
+/* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
+ * holds nothing is no end of it: its owner died, or lost, before it published. */
+static int require_before(const scan *s, found_lease *l)
 {
-    found_lease *before;
-    for (int rc; l->previous; l = before) {
-        rc = require(s, l->previous, l->filled, &before);
-        if (rc || !before) return rc;
-        bool done = before->counts || before->followed;
-        before->followed = true;
-        if (done) break;
+    int rc = MM_OK;
+    while (!rc && l && l->previous && !l->behind) {
+        l->behind = true;
+        rc = require(s, l->previous, l->filled, &l);
+        if (!rc && l) l->followed = true;
     }
-    return MM_OK;
+    return rc;
 }
 
-/* Below a fill that the newest mark lists, and in the leases that came before it or before one with a record that counts (its author had seen
- * all of it), every record must be whole: a bad one there is damage, not the end of a lease that nobody synced. */
+/* Below a fill that the newest mark lists, and in the leases that came before those, every record must be whole: a bad one there is damage,
+ * not the end of a lease that nobody synced. */
 static int check_required(scan *s)
 {
     mm_mark mark;
@@ -298,10 +302,12 @@ static int check_required(scan *s)
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     for (uint32_t i = 0; !rc && i < mark.count; i++) {
         rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
-        if (!rc && l) l->counts = true; /* also when it holds nothing that does: it had begun */
+        if (rc || !l) continue;
+        l->counts = true;
+        rc = require_before(s, l);
     }
     for (uint64_t i = 0; !rc && i < s->found; i++)
-        if (s->leases[i].counts) rc = require_previous(s, &s->leases[i]);
+        if (s->leases[i].counts) rc = require_before(s, &s->leases[i]);
     return rc;
 }
 
@@ -394,8 +400,10 @@ static int scan_all(mm *m, void *args, mm_result *r)
     if (!rc) rc = check_owed(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
+    if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
+    at_store_relaxed(&s->m->g->log_size, s->size);
     note_snapshot(s);
     return MM_OK;
 }

@@ -66,6 +66,11 @@ int mm_log_cover(mm *m, uint64_t end, mm_result *r)
         int rc = mm_log_whole(m, r); /* growth would put zeros where somebody cut it */
         if (rc) return rc;
         int e = mm_os_grow(m->config.log, now, want);
+        uint64_t least = (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
+        if ((e == ENOSPC || e == EDQUOT) && least < want) { /* the last of the disk is used, too */
+            want = least;
+            e = mm_os_grow(m->config.log, now, want);
+        }
         if (e) return mm_os_failed(r, e);
         at_max_release(&m->g->log_size, want);
     }
@@ -148,7 +153,9 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     uint64_t at = n << m->segment_shift, salt;
     int rc = mm_log_cover(m, at + MM_BLOCK, r);
     if (rc) return rc;
-    int e = mm_os_random(&salt, sizeof salt);
+    uint64_t published = at_load_acquire(&m->g->log_size), end = at + m->segment_size < published ? at + m->segment_size : published;
+    int e = mm_os_grow(m->config.log, at, end); /* one that was used before may have holes: a store to one without room would be a SIGBUS */
+    if (!e) e = mm_os_random(&salt, sizeof salt);
     if (e) return mm_os_failed(r, e);
     mm_segment_header h = { .magic = MM_SEGMENT_MAGIC, .generation = (uint32_t)generation, .number = n, .salt = salt,
                             .epoch = at_load_acquire(&m->g->epoch), .stable = at_load_acquire(&m->g->stable) };
@@ -257,7 +264,7 @@ void mm_lease_give_up(mm *m)
 }
 
 /* m->lease changes as a whole, at the end: a fault on the way leaves the old one. */
-static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks)
+static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks, bool reserve)
 {
     mm_account_flush(m);
     if (m->lease.start) mm_lease_ended(m);
@@ -269,7 +276,8 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     l.segment = (uint32_t)n;
     l.generation = (uint32_t)generation;
     l.seed = mm_segment_seed(m, &m->segments[n]);
-    l.next_size = l.next_size * 2 < LEASE_LARGEST ? l.next_size * 2 : LEASE_LARGEST;
+    l.reserve = reserve;
+    if (!reserve) l.next_size = l.next_size * 2 < LEASE_LARGEST ? l.next_size * 2 : LEASE_LARGEST;
     mm_lease_header h = { .magic = MM_LEASE_MAGIC, .address = l.start, .blocks = (uint32_t)blocks, .generation = l.generation,
                           .previous = l.previous, .filled = l.filled, .stable = at_load_acquire(&m->g->stable) };
     h.crc = crc32c_extend(l.seed, (const uint8_t *)&h + 4, sizeof h - 4);
@@ -280,44 +288,84 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     at_store_release(&m->slot->lease_fill, sizeof h);
 }
 
+static bool is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
+
+/* Allocates what a lease from `at` on needs: `want` blocks, or no more than `need` where there is little room; the reserve behind it, or itself
+ * from the reserve if that is what it is for.  Before anything is taken: a full disk takes nothing. */
+static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *want, enum mm_purpose purpose, bool *reserve, mm_result *r)
+{
+    *reserve = false;
+    int rc = mm_room_behind(m, n, at + *want * MM_BLOCK, MM_GROWS, r);
+    if (is_full(rc) && *want > need) {
+        *want = need;
+        rc = mm_room_behind(m, n, at + need * MM_BLOCK, MM_GROWS, r);
+    }
+    if (!is_full(rc) || purpose == MM_GROWS) return rc;
+    *reserve = true;
+    return mm_room_behind(m, n, at + need * MM_BLOCK, MM_FREES, r);
+}
+
+/* A lease that was taken from the reserve may be used for anything once the reserve is whole again behind all that is taken. */
+int mm_segment_refill(mm *m, mm_result *r)
+{
+    uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;
+    mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
+    if (!s) return mm_room_next(m, MM_NO_SEGMENT, 0, MM_GROWS, r);
+    uint64_t taken = at_load_acquire(&s->fill) & 0xFFFFFFFF;
+    if (taken > blocks_of(m)) return mm_corrupt(r, MM_FILE_CONTROL, (uint64_t)((uint8_t *)&s->fill - m->control));
+    return mm_room_behind(m, n, (n << m->segment_shift) + taken * MM_BLOCK, MM_GROWS, r);
+}
+
 /* One try in segment n.  MM_OK: the lease is ours; MM_BUSY: look again (somebody was faster); MM_SPACE: the segment has too little left. */
-static int try_lease(mm *m, uint64_t n, uint64_t generation, uint64_t need, mm_result *r)
+static int try_lease(mm *m, uint64_t n, uint64_t generation, uint64_t need, enum mm_purpose purpose, mm_result *r)
 {
     mm_segment *s = &m->segments[n];
     uint64_t w = at_load_acquire(&s->word), f = at_load_acquire(&s->fill), first = f & 0xFFFFFFFF, room = blocks_of(m) - first;
     if (mm_segword_state(w) != MM_SEG_OPEN || mm_segword_generation(w) != generation || f >> 32 != generation) return MM_SPACE;
     uint64_t want = m->lease.next_size / MM_BLOCK;
+    bool reserve;
     if (want < need) want = need;
     if (first == 0 || first > blocks_of(m)) return mm_corrupt(r, MM_FILE_CONTROL, (uint64_t)((uint8_t *)&s->fill - m->control));
     if (room < need) return MM_SPACE;
     if (want > room) want = room;
-    int rc = mm_log_cover(m, (n << m->segment_shift) + (first + want) * MM_BLOCK, r); /* before anything is taken: a full disk takes nothing */
+    int rc = cover_lease(m, n, (n << m->segment_shift) + first * MM_BLOCK, need, &want, purpose, &reserve, r);
     if (rc) return rc;
     announce_lease(m, (n << m->segment_shift) + first * MM_BLOCK, generation, want);
     if (!at_cas_acq_rel(&s->fill, &f, fill_word(generation, first + want))) return MM_BUSY;
-    begin_lease(m, n, generation, first, want);
+    begin_lease(m, n, generation, first, want, reserve);
     return MM_OK;
+}
+
+/* The open segment (the word `open`; s is NULL: there is none) has too little left: seals it and opens another, once there is room in that.
+ * MM_BUSY: look again. */
+static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_purpose purpose, mm_result *r)
+{
+    uint64_t n = s ? (uint64_t)(s - m->segments) : MM_NO_SEGMENT;
+    int rc = mm_room_next(m, n, need, MM_GROWS, r);
+    if (is_full(rc) && purpose == MM_FREES) rc = mm_room_next(m, n, need, MM_FREES, r);
+    if (!rc && s) seal(m, s, open >> 32);
+    if (!rc && at_load_acquire(&m->g->open_segment) == open) rc = open_segment(m, open, r);
+    if (is_full(rc) && at_load_acquire(&m->g->open_segment) != open) rc = MM_OK; /* somebody else had room */
+    return rc ? rc : MM_BUSY;
 }
 
 /* A lease with room for `bytes` behind its header.  The caller has announced a publish.  Each turn of the loop means that somebody made
  * progress; the bound is against a hostile `control`. */
-int mm_segment_lease(mm *m, uint64_t bytes, mm_result *r)
+int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
 {
     uint64_t need = (bytes + sizeof(mm_lease_header) + MM_BLOCK - 1) / MM_BLOCK;
+    bool reaped = false;
     for (uint32_t tries = 0; tries < 1u << 20; tries++) {
-        uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1, generation = open >> 32;
-        int rc = MM_SPACE;
-        if (open) {
-            mm_segment *s = mm_segment_of(m, n << m->segment_shift, r);
-            if (!s) return mm_corrupt(r, MM_FILE_CONTROL, MM_CONTROL_GLOBALS + offsetof(mm_globals, open_segment));
-            rc = try_lease(m, n, generation, need, r);
-            if (rc == MM_SPACE) seal(m, s, generation);
+        uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;
+        mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
+        if (open && !s) break;
+        int rc = open ? try_lease(m, n, open >> 32, need, purpose, r) : MM_SPACE;
+        if (rc == MM_SPACE) rc = move_on(m, s, open, need, purpose, r);
+        if (rc == MM_BUSY) continue;
+        if (is_full(rc) && !reaped) { /* the dead may have been preparing a segment */
+            reaped = true;
+            if (mm_reap_dead(m)) continue;
         }
-        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {
-            rc = open_segment(m, open, r);
-            if (!rc) continue;
-        }
-        if (rc == MM_BUSY || rc == MM_SPACE) continue;
         if (rc) announce_again(m);
         return rc;
     }

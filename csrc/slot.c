@@ -86,13 +86,21 @@ static void inherit_lease(mm *m, const mm_slot *s)
     m->lease.filled = fill ? fill : last;
 }
 
+/* What is stored to in the name of the slot is there before it is anybody's: a hole without room would be a SIGBUS, and whoever is attached can
+ * flush.  Slots below one that is used are looked at by all: their blocks too (of those below `slots_used` they are there). */
+static int allocate_slot(mm *m, uint32_t i)
+{
+    uint64_t used = slots_used(m), first = used < i ? used : i, block = MM_BLOCK;
+    uint64_t from = (MM_CONTROL_SLOTS + first * sizeof(mm_slot)) / block * block, to = MM_CONTROL_SLOTS + (i + 1ull) * sizeof(mm_slot);
+    int e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
+    return e ? e : mm_os_grow(m->config.marks, i * 2 * block, (i + 1ull) * 2 * block);
+}
+
 static int try_claim(mm *m, uint32_t i, mm_result *r)
 {
-    /* The block of `control` that holds the slot must exist before it is stored to: a hole without room would be a SIGBUS. */
-    uint64_t at = MM_CONTROL_SLOTS + (uint64_t)i * sizeof(mm_slot);
     int rc = mm_lock_range(m->config.lock, i, 1);
     if (rc) return rc;
-    int e = mm_os_grow(m->config.control, at & ~(uint64_t)(MM_BLOCK - 1), (at & ~(uint64_t)(MM_BLOCK - 1)) + MM_BLOCK);
+    int e = allocate_slot(m, i);
     if (e) {
         mm_unlock_range(m->config.lock, i, 1);
         return mm_os_failed(r, e);

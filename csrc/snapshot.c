@@ -116,6 +116,14 @@ static int copy_heads(writer *w, uint64_t pages)
     return put_chunk(w);
 }
 
+/* Up to the last head word that is not 0: max_pid, which may have been damaged while nobody was here, decides nothing that lasts. */
+static uint64_t used_pages(mm *m, uint64_t table_pages)
+{
+    uint64_t least = at_load_acquire(&m->g->max_pid), n = table_pages;
+    while (n > least && !at_load_relaxed(&m->table[n - 1])) n--;
+    return n;
+}
+
 static int copy_heads_and_segments(writer *w, mm_snapshot_header *h, mm_result *r)
 {
     mm *m = w->m;
@@ -128,9 +136,9 @@ static int copy_heads_and_segments(writer *w, mm_snapshot_header *h, mm_result *
     w->entries = calloc(h->segments + 1, sizeof *w->entries);
     if (!w->entries) return mm_os_failed(r, ENOMEM);
     copy_segments(m, h->segments, w->entries);
-    h->pages = at_load_acquire(&m->g->max_pid);
-    if (h->pages > at_load_acquire(&m->g->table_pages)) h->pages = at_load_acquire(&m->g->table_pages);
+    h->pages = at_load_acquire(&m->g->table_pages);
     int rc = h->pages ? mm_head(m, h->pages - 1, &head, r) : MM_OK; /* compares the sizes */
+    if (!rc) h->pages = used_pages(m, h->pages);
     int e = rc ? 0 : put(w, w->entries, h->segments * sizeof *w->entries);
     if (!rc && !e) e = copy_heads(w, h->pages);
     if (!rc && !e) rc = mm_measure(m, r); /* a cut table: zeros would be pages that a recovery does not look for */

@@ -1,6 +1,7 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+from ._findings import Problem
 from .errors import (
     Closed,
     CollectionNotFound,
@@ -19,7 +20,9 @@ from .errors import (
 )
 from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
 from .pagecache import PageCache, Stats, open
+from .salvage import Salvaged, salvage
 from .tx import Tx
+from .verify import Report, verify
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,9 @@ __all__ = [
     "PageFreed",
     "PageNotFound",
     "PagePtr",
+    "Problem",
+    "Report",
+    "Salvaged",
     "Stats",
     "StoreBusy",
     "StoreFailed",
@@ -54,4 +60,6 @@ __all__ = [
     "Union",
     "Unsupported",
     "open",
+    "salvage",
+    "verify",
 ]

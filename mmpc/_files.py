@@ -27,6 +27,7 @@ VOLATILE = ("control", "table", "ids", "rts")
 FORMAT = 2
 MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
+SLOTS_READY = 16  # their blocks of `marks` are allocated at creation
 MAX_CONFIG = 64 << 20
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
 
@@ -134,10 +135,10 @@ def read_config(path: str) -> Config | None:
     """The store's config, or None when the directory, or the file in it, is not there."""
     try:
         fd = os.open(os.path.join(path, "config"), os.O_RDONLY | _SAFELY)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except OSError as e:
-        raise _explained(e, path, "config") from e
+        raise explained(e, path, "config") from e
     with open(fd, "rb") as f:
         _check_regular(fd, path, "config")
         data = f.read(MAX_CONFIG)
@@ -175,6 +176,12 @@ def is_temporary_snapshot(name: str) -> bool:
     return name.startswith("snapshot.new-") and name.removeprefix("snapshot.new-").isdecimal()
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of that name may be in a store."""
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    return name in known or is_snapshot(name) or is_temporary_snapshot(name)
+
+
 def create_file(name: str) -> int:
     """A descriptor of an empty file of that name, whatever was there."""
     return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR | _SAFELY, 0o600)
@@ -185,7 +192,7 @@ def open_file(name: str) -> int:
     try:
         fd = os.open(name, os.O_RDONLY | _SAFELY)
     except OSError as e:
-        raise _explained(e, os.path.dirname(name), os.path.basename(name)) from e
+        raise explained(e, os.path.dirname(name), os.path.basename(name)) from e
     try:
         _check_regular(fd, os.path.dirname(name), os.path.basename(name))
     except BaseException:
@@ -225,28 +232,40 @@ def boot_id() -> bytes:
     return data.ljust(64, b"\0")
 
 
-def make_directory(path: str) -> None:
-    """Creates the directory (mode 0700, parents as usual) or takes an existing one that is a store's, or empty.
+def make_directory(path: str) -> bool:
+    """Creates the directory (mode 0700, parents as usual), or takes an existing one that is a store's, or empty.
+    True: it was not there.
 
     The names of the directory, and of the parents that were missing, are durable on return.
     """
-    missing = [path]
+    missing, made = [path], False
     while not os.path.isdir(parent := os.path.dirname(missing[-1])) and parent != missing[-1]:
         missing.append(parent)
     for directory in reversed(missing):
         try:
             os.mkdir(directory, 0o700 if directory == path else 0o777)
+            made = directory == path
         except FileExistsError:
             if not os.path.isdir(directory):
                 raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
         if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
             sync_directory(os.path.dirname(directory))
-    known = {*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new"}
-    foreign = sorted(n for n in set(os.listdir(path)) - known if not (is_snapshot(n) or is_temporary_snapshot(n)))
-    if foreign:
+    others = foreign(path)
+    if others:
         raise errors.IncompatibleStore(
-            f"{path!r} is not an mmpc store: it holds {', '.join(foreign[:5])}; choose an empty directory"
+            f"{path!r} is not an mmpc store: it holds {', '.join(others[:5])}; choose an empty directory"
         )
+    return made
+
+
+def foreign(path: str) -> list[str]:
+    """What is in the directory that is no file of a store; nothing, if the last process of a temporary store has just
+    removed it.
+    """
+    try:
+        return sorted(n for n in os.listdir(path) if not belongs(n))
+    except FileNotFoundError:
+        return []
 
 
 def check_file_system(fd: int, path: str) -> None:
@@ -265,22 +284,30 @@ def check_platform() -> None:
         raise errors.Unsupported("mmpc needs 64-bit Linux")
 
 
+def check_unborn(path: str) -> None:
+    """CorruptionError where a store has lost its `config`: nothing of it may be touched."""
+    try:
+        size = os.stat(os.path.join(path, "log")).st_size
+    except FileNotFoundError:
+        return
+    if size:
+        raise errors.CorruptionError("'config' is missing beside a log that is not empty", file="config", offset=0)
+
+
 def create_lasting(path: str) -> None:
     """Empty log, marks and lock; never touches those that are there."""
     os.chmod(path, 0o700)
     for name in ("log", "marks", "lock"):
         fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
+            if name != "lock":
+                _no_copy_on_write(fd)
             if name == "marks":
                 os.ftruncate(fd, MARKS_SIZE)
+                os.posix_fallocate(fd, 0, SLOTS_READY * 2 * 4096)  # with one of these slots a flush needs no room
                 os.fsync(fd)  # `config` must not be on the disk before this size is: a shorter file was cut
             if name == "log":
                 check_file_system(fd, path)
-                _no_copy_on_write(fd)
-                if os.fstat(fd).st_size:
-                    raise errors.CorruptionError(
-                        "'config' is missing beside a log that is not empty", file="config", offset=0
-                    )
         finally:
             os.close(fd)
 
@@ -310,7 +337,7 @@ class Descriptors:
             try:
                 self.fds[name] = os.open(os.path.join(path, name + suffix), flags, 0o600)
             except OSError as e:
-                raise _explained(e, path, name) from e
+                raise explained(e, path, name + suffix) from e
             _check_regular(self.fds[name], path, name)
 
     def get(self, name: str) -> int:
@@ -332,16 +359,78 @@ class Descriptors:
         self.close()
 
 
-def _explained(e: OSError, path: str, name: str) -> Exception:
+def full(path: str, why: str) -> errors.DiskFullError:
+    """No room for what opening the store needs."""
+    if path in why:
+        return errors.DiskFullError(why)
+    return errors.DiskFullError(f"{path!r} cannot be opened: {why}")
+
+
+def explained(e: OSError, path: str, name: str = "") -> Exception:
+    """What the system refused, with the path, the cause and a remedy.  `name`: the file of the store, if it is one."""
+    why, where = os.strerror(e.errno or 0), os.path.join(path, name) if name else path
     if e.errno == errno.ENOENT and name in ("log", "marks", "lock"):
         return errors.CorruptionError(f"{name!r} is missing in {path!r}", file=name, offset=0)
-    if e.errno == errno.ELOOP:
+    if e.errno == errno.ELOOP and name:
         return errors.CorruptionError(f"{name!r} in {path!r} is a symbolic link", file=name, offset=0)
-    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if e.errno == errno.ENOTDIR:
+        return errors.IncompatibleStore(f"{_not_a_directory(path)!r} is not a directory; choose another path")
+    if e.errno == errno.EROFS:
         return errors.Unsupported(
-            f"{os.path.join(path, name)!r} cannot be opened for writing ({e.strerror}): every process needs to write"
+            f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store"
         )
-    return e
+    if e.errno in (errno.EACCES, errno.EPERM):
+        who = f"user {os.geteuid()}"
+        return errors.Unsupported(
+            f"{where!r} cannot be opened for writing ({why}): every process needs to write; give {who} the directory "
+            f"and its files (chown, chmod)"
+        )
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.DiskFullError(f"{where!r}: no room on the device ({why}); free some space, or inodes")
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = f"close some, or raise the limit (ulimit -n); an open store takes {len(VOLATILE) + 3}"
+        return OSError(e.errno, f"{why}: {remedy}", where)
+    return e if e.filename is not None else OSError(e.errno, why, where)
+
+
+def _not_a_directory(path: str) -> str:
+    """The first part of the path that is there and is no directory."""
+    parts = path.split(os.sep)
+    for i in range(2, len(parts) + 1):
+        part = os.sep.join(parts[:i])
+        if os.path.lexists(part) and not os.path.isdir(part):
+            return part
+    return path
+
+
+def remove_volatile(path: str, control: bool) -> None:
+    """Before a recovery makes them again, so that it needs no more room than they had: `table`, `ids` and `rts`, and
+    `control` if it says nothing that a recovery that is cut off would have to know.
+    """
+    for name in VOLATILE:
+        if control or name != "control":
+            remove_file(os.path.join(path, name))
+
+
+def remove_new(path: str) -> None:
+    """What a recovery that was refused had made aside."""
+    for name in (*VOLATILE, "config"):
+        remove_file(os.path.join(path, name + ".new"))
+
+
+def remove_unborn(path: str) -> None:
+    """What a creation that was refused had made; `open.lock` stays, others may wait for it."""
+    remove_new(path)
+    for name in ("config", *VOLATILE, "log", "marks", "lock"):
+        remove_file(os.path.join(path, name))
+
+
+def remove_directory(path: str) -> None:
+    """Removes a directory that is empty."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        return
 
 
 def remove_store(path: str) -> None:

@@ -24,6 +24,21 @@ def must(rc: int, r: Any) -> None:
         raise errors.from_status(rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error)
 
 
+def known_stable(fd: int, uuid: bytes) -> int:
+    """The durable epoch that `control` knew of, of whatever boot it is; 0: none, or not to be believed.
+
+    It was set after the mark was durable, so a smaller newest mark means that marks were lost. Epoch and `stable` lie
+    in one sector; what damage made of one does not fit the other.
+    """
+    identity, words = os.pread(fd, 512, 0), os.pread(fd, 128, 4096)
+    if len(words) < 128 or identity[24:40] != uuid:
+        return 0
+    if int.from_bytes(identity[8:12], "little") != _files.crc32c(identity[12:]):
+        return 0
+    epoch, stable = (int.from_bytes(words[at : at + 8], "little") for at in (0, 64))
+    return stable if stable < epoch else 0
+
+
 class Found:
     """What a recovery finds in the log, decides, and says.
 

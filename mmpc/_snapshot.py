@@ -44,7 +44,7 @@ def _write_aside(mm: Any, path: str, temporary: str) -> int:
         rc = lib.mm_snapshot_write(mm, fd, b, r)
         if rc:
             raise errors.from_status(
-                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error
+                rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
         os.rename(temporary, os.path.join(path, _name(int(b[0]))))
     except BaseException:

@@ -88,9 +88,20 @@ def _failed(status: int, r: Any, pid: int = 0) -> Exception:
 
 def open_store(options: Options, create: bool) -> tuple[Attachment, bool]:
     """Attaches; creates or recovers first if need be.  Returns the attachment and whether the store existed
-    before.
+    before.  What the system refuses is told with the path, the cause and a remedy.
     """
     _files.check_platform()
+    try:
+        return _open(options, create)
+    except errors.DiskFullError as e:
+        raise _files.full(options.path, str(e)) from e
+    except (errors.MmpcError, FileNotFoundError):
+        raise
+    except OSError as e:
+        raise _files.explained(e, options.path) from e
+
+
+def _open(options: Options, create: bool) -> tuple[Attachment, bool]:
     for attempt in range(100):
         time.sleep(min(attempt, 10) * 0.002)
         config = _files.read_config(options.path)
@@ -110,7 +121,7 @@ def open_store(options: Options, create: bool) -> tuple[Attachment, bool]:
 
 
 def _absent(path: str) -> Exception:
-    if os.path.isdir(path) and os.listdir(path):
+    if os.path.isdir(path) and set(os.listdir(path)) - {"open.lock"}:
         return errors.IncompatibleStore(f"{path!r} is not an mmpc store: it holds no 'config'")
     return FileNotFoundError(2, "no store here; pass create=True to make one", path)
 
@@ -143,8 +154,10 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
 # ---- attaching to a live store
 
 
-def _attach(config: Config, options: Options) -> Attachment | None:
-    """None when the volatile files are not of this boot, or are being replaced: the slow path decides."""
+def _attach(config: Config, options: Options, locked: bool = False) -> Attachment | None:
+    """None when the volatile files are not of this boot, or are being replaced, or a process may have died in a
+    sync that failed: the slow path (`locked`) decides.
+    """
     r, status = ffi.new("mm_result *"), ffi.new("int *")
     with Descriptors() as files:
         try:
@@ -158,6 +171,8 @@ def _attach(config: Config, options: Options) -> Attachment | None:
             return None
         if rc:
             raise _failed(rc, r)
+        if lib.mm_suspected(c) and not _settled(c, locked):
+            return None
         files.taken()
         mm = lib.mm_attach(c, status, r)
         if mm == ffi.NULL:
@@ -168,6 +183,21 @@ def _attach(config: Config, options: Options) -> Attachment | None:
     if lib.mm_identity_check(c, r) or not _same_file(c.control, os.path.join(options.path, "control")):
         return None
     return attachment
+
+
+def _settled(c: Any, locked: bool) -> bool:
+    """The first to come after a process died in a sync writes again what the kernel may call clean and has not written.
+    False: the slow path is to do it.  While others are attached their flushes take care of it.
+    """
+    if lib.mm_lock_range(c.lock, 0, _files.SLOTS) != errors.OK:
+        return True
+    try:
+        if locked:
+            r = ffi.new("mm_result *")
+            must(lib.mm_settle(c, r), r)
+        return locked
+    finally:
+        lib.mm_unlock_range(c.lock, 0, _files.SLOTS)
 
 
 def _same_file(fd: int, path: str) -> bool:
@@ -185,33 +215,47 @@ def _open_locked(options: Options, create: bool) -> tuple[Attachment, bool] | No
     from filelock import FileLock
 
     path = options.path
-    if create:
-        _files.make_directory(path)
+    made = create and _files.make_directory(path)
     lock = FileLock(os.path.join(path, "open.lock"), mode=0o600)
     try:
         lock.acquire()
     except FileNotFoundError:
         return None  # the last process of a temporary store has just removed the directory
+    except OSError:
+        if made:
+            _files.remove_directory(path)
+        raise
     try:
-        config, existed = _files.read_config(path), True
+        config = _files.read_config(path)
         if config is None:
             if not create:
                 raise _absent(path)
-            config, existed = _create(options), False
+            return _create(options), False
         _compare(config, options)
-        attachment = _attach(config, options) or _recover(config, options)
-        return None if attachment is None else (attachment, existed)
+        attachment = _attach(config, options, locked=True) or _recover(config, options)
+        return None if attachment is None else (attachment, True)
     finally:
         lock.release()
 
 
-def _create(options: Options) -> Config:
-    """The lasting files, `config` last: a death before leaves a directory that the next one starts over."""
-    _files.create_lasting(options.path)
-    shift = options.segment_shift if options.segment_shift is not None else 23
-    config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns())
-    _files.write_config(options.path, config)
-    return config
+def _create(options: Options) -> Attachment:
+    """The lasting files, `config` last: a death before leaves a directory that the next one starts over.
+
+    Refused for want of room or of anything else it leaves `open.lock` alone, which others may wait for.
+    """
+    _files.check_unborn(options.path)
+    try:
+        _files.create_lasting(options.path)
+        shift = options.segment_shift if options.segment_shift is not None else 23
+        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns())
+        _files.write_config(options.path, config)
+        attachment = _recover(config, options)
+        if attachment is None:
+            raise errors.StoreBusy(f"{options.path!r}: somebody else makes a store here")
+        return attachment
+    except (errors.MmpcError, OSError):
+        _files.remove_unborn(options.path)
+        raise
 
 
 def _recover(config: Config, options: Options) -> Attachment | None:
@@ -228,25 +272,54 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         if limit is None:
             return None
         _exclude_others(files.get("lock"), options.path)
+        if limit.this_boot:
+            _rewrite(config, options, files)
+        must(lib.mm_log_trim(_core_config(config, options, files), r), r)
         _snapshot.remove_temporary(options.path)
-        for name in _files.VOLATILE:
-            files.open(options.path, (name,), suffix=".new", create=True)
-        c = _core_config(config, options, files)
-        must(lib.mm_marks_newest(c, newest, r), r)
-        found = _recovery.Found(c, config, options.path, int(newest[0]), limit)
-        epoch = found.rebuild()
-        _snapshot.keep_only(options.path, found.used)
-        must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
-        must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
-        for name in _files.VOLATILE:
-            os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
+        _files.remove_volatile(options.path, control=not limit.this_boot)
+        try:
+            for name in _files.VOLATILE:
+                files.open(options.path, (name,), suffix=".new", create=True)
+            c = _core_config(config, options, files)
+            must(lib.mm_marks_newest(c, newest, r), r)
+            found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only)
+            epoch = found.rebuild()
+            _snapshot.keep_only(options.path, found.used)
+            must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
+            must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
+            for name in _files.VOLATILE:
+                os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
+        except (errors.MmpcError, OSError):
+            _files.remove_new(options.path)
+            raise
         attachment = _take_over(c, files, options)
     found.tell(time.monotonic() - begun)
     return attachment
 
 
-def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
-    """True when only what is durable counts: another boot, other files, a failed sync.  None: the store is well.
+class _Limit:
+    """What counts in a recovery, by the `control` of the life that ended."""
+
+    __slots__ = ("durable_only", "this_boot")
+
+    def __init__(self, durable_only: bool, this_boot: bool) -> None:
+        self.durable_only = durable_only  # else no power was lost, and all that was committed counts
+        self.this_boot = this_boot  # `control` is of this boot and this log
+
+
+def _rewrite(config: Config, options: Options, files: Descriptors) -> None:
+    """Before the recovery's own sync: pages of the log that a failed sync of this boot left clean, and maybe not on
+    the disk, are made dirty again.
+    """
+    r = ffi.new("mm_result *")
+    with Descriptors() as old:
+        old.open(options.path, ("control",))
+        old.fds["log"] = os.dup(files.get("log"))
+        must(lib.mm_rewrite(_core_config(config, options, old), r), r)
+
+
+def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | None:
+    """Only what is durable counts after another boot, with other files, after a failed sync.  None: the store is well.
 
     Marks the old identity as being replaced: from now on nobody attaches by it.
     """
@@ -255,20 +328,30 @@ def _limit(config: Config, options: Options, files: Descriptors) -> bool | None:
         try:
             old.open(options.path, ("control",))
         except FileNotFoundError:
-            return True
+            return _Limit(durable_only=True, this_boot=False)
         for name in ("table", "ids", "rts"):
             try:
                 old.open(options.path, (name,))
             except FileNotFoundError:
                 pass
-        old.fds["log"] = os.dup(files.get("log"))
+        for name in ("log", "marks"):
+            old.fds[name] = os.dup(files.get(name))
         c = _core_config(config, options, old)
         rc = lib.mm_identity_check(c, r)
         if rc == errors.OK:
             return None
         trusted = rc == errors.MISMATCH and r.offset != 0
+        failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
+        known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
+        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+            raise errors.CorruptionError(
+                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
+                "than it was (if it was put back on purpose, remove 'control')",
+                file="marks",
+                offset=0,
+            )
         must(lib.mm_identity_clear(c, r), r)
-        return not trusted
+        return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
 
 def _exclude_others(fd: int, path: str) -> None:
@@ -367,7 +450,7 @@ def flush_after_last(options: Options) -> None:
     while nobody_left(options.path) and _unflushed(options.path):
         try:
             config = _files.read_config(options.path)
-            attachment = _attach(config, options) if config is not None else None
+            attachment = _attach(config, options, locked=True) if config is not None else None
         except (errors.MmpcError, OSError):
             return
         if attachment is None:

@@ -122,16 +122,18 @@ SNAPSHOT = 7
 
 # Status codes of csrc/mmpc.h.
 OK, CONFLICT, NOPAGE, FREED, CHAIN, CORRUPT, FULL, TOOBIG, FORKED = range(9)
+MISMATCH_FAILED = 7  # enum mm_mismatch: a sync has failed
 CLOSED, FAILED, TYPE, OS, RESERVED, SPACE, BUSY, MISMATCH, LIMIT, UNUSABLE = range(9, 19)
 
 
 def from_status(
-    status: int, *, pid: int | None, length: int, offset: int, file: int, os_error: int
+    status: int, *, pid: int | None, length: int, offset: int, file: int, os_error: int, path: str | None = None
 ) -> MmpcError | OSError:
     """The exception for a status of the core; CONFLICT, CHAIN and FORKED are the caller's to handle."""
     import os
 
     page = "the new page" if pid is None else f"page {pid}"
+    where = "" if path is None else f"{path!r}: "
     if status == NOPAGE:
         return PageNotFound(f"{page} was never allocated")
     if status == FREED:
@@ -143,7 +145,7 @@ def from_status(
         return CorruptionError(f"{page}: damaged bytes in {name!r} at offset {offset}", file=name, offset=offset)
     if status == FULL:
         why = os.strerror(os_error)
-        return DiskFullError(f"no room on the device ({why}); nothing was written, free some space")
+        return DiskFullError(f"{where}no room on the device ({why}); nothing was written, free some space")
     if status == TOOBIG:
         remedy = "use a larger segment_size when creating the store"
         return FragmentTooLarge(f"{page}: more than {length} bytes do not fit; {remedy}")
@@ -151,7 +153,7 @@ def from_status(
         return Closed("this handle is closed; open the store again")
     if status == FAILED:
         why = f" ({os.strerror(os_error)})" if os_error else ""
-        return StoreFailed(f"a sync failed{why}: close the store in every process and open it again")
+        return StoreFailed(f"{where}a sync failed{why}: close the store in every process and open it again")
     if status == TYPE:
         return FragmentTypeError(f"{page}: the fragment does not fit the materializer or the page's other fragments")
     if status == UNUSABLE:
@@ -165,5 +167,5 @@ def from_status(
     if status == LIMIT:
         return Unsupported("page ids or address space are used up")
     if status == OS:
-        return OSError(os_error, os.strerror(os_error))
+        return OSError(os_error, os.strerror(os_error), path)
     return MmpcError(f"unexpected status {status} of the core")

@@ -188,7 +188,7 @@ class PageCache(Verbs[T]):
     def begin(self) -> Tx:
         """A Tx: an epoch pin and a timestamp.  Errors: Closed."""
         self._here()
-        return Tx(self._attachment)
+        return Tx(self._attachment, self._options.path)
 
     def bump_page_rts(self, pid: int, ts: int, tx: Tx | None = None) -> None:
         """Raises the page's read timestamp to at least `ts`; nothing happens on a page that was never
@@ -318,7 +318,9 @@ class PageCache(Verbs[T]):
             raise errors.Conflict(
                 f"page {pid} is at version {wts} now: somebody wrote since the key was taken", key, fragment
             )
-        raise errors.from_status(status, pid=pid, length=length, offset=offset, file=file, os_error=os_error)
+        raise errors.from_status(
+            status, pid=pid, length=length, offset=offset, file=file, os_error=os_error, path=self._options.path
+        )
 
     # ---- fork, pickle, close
 

@@ -28,7 +28,7 @@ class Tx:
 
     __slots__ = ("_attachment", "_owner", "_pin", "ts")
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attachment, path: str) -> None:
         self._attachment = attachment
         self._owner = os.getpid()
         # The pin's index is written into memory that this object owns already: an exception in between loses
@@ -40,6 +40,8 @@ class Tx:
             status = lib.mm_timestamp(attachment.mm, ts)
         if status == errors.FORKED:
             raise errors.Closed("the store's handle belongs to the parent process")
+        if status == errors.FAILED:
+            raise errors.from_status(status, pid=0, length=0, offset=0, file=0, os_error=0, path=path)
         if status == errors.CORRUPT:
             raise attachment.damage()
         if status:

@@ -30,6 +30,16 @@ IMPORTS: dict[str, set[str]] = {
     "_store": {"errors", "_native", "_files", "_snapshot", "_recovery"},
     "_maintenance": {"errors", "_native", "_snapshot", "_store"},
     "pagecache": LOW | {"_face", "_files", "_maintenance", "_snapshot", "_store", "tx"},
+    "_findings": set(),
+    "_layout": {"_native"},
+    "_log": {"_native", "_layout", "_findings"},
+    "_lasting": {"_layout", "_findings"},
+    "_volatile": {"_layout", "_findings", "_log"},
+    "verify": {"errors", "_files", "_layout", "_findings", "_log", "_lasting", "_volatile"},
+    "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
+    "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
+    | {"_wreck", "verify"},
+    "__main__": {"__init__"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }
 

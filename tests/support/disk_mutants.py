@@ -175,7 +175,7 @@ MUTANTS = [
     ),
     Mutant(
         "lease-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + l->start, &h, sizeof h);\n", ""),),
+        (("csrc/segment.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
         ("writers",),
     ),
     Mutant(
@@ -210,8 +210,8 @@ MUTANTS = [
         (
             (
                 "csrc/snapshot.c",
-                "    *b = h.b = at_load_acquire(&m->g->stable);\n",
-                "    *b = h.b = at_load_acquire(&m->g->epoch);\n",
+                "    *w->b = h.b = at_load_acquire(&m->g->stable);\n",
+                "    *w->b = h.b = at_load_acquire(&m->g->epoch);\n",
             ),
         ),
         ("snapshots",),

@@ -1,0 +1,179 @@
+/* rewrite.c - pages of the log that the kernel may call clean though they are not on the disk are written again (C15).
+ *
+ * When the kernel cannot write a page it calls it clean, keeps it, and tells of the error once (errseq_t): each open file is told at its next sync,
+ * also one that is opened later, as long as nobody was told before that.  After that a sync succeeds and writes nothing.  So who follows on an
+ * error that it may not be told of has to write those pages again, the same bytes.
+ *
+ * To store to them and sync is not enough: in ext4 the page remembers that its blocks were handed out for writing, so the second write does not
+ * mark them as written, as the first, which failed, would have; after a reboot they read as zeros (tests/test_failed_sync.py shows it).  So the
+ * bytes are read and written past the page cache, which drops the page and with it what it remembers.  Only while nobody is attached: a store of
+ * somebody else in between would be lost.  Whoever opens the store first after such a death does it (mm_settle).  While others are attached the
+ * flush of a newcomer stores to the pages and asks the file system as a whole (syncfs), which remembers its own error until it has told somebody.
+ *
+ * Which: those that may hold bytes stored since the last sync that succeeded, S (its epoch is `stable`, or a mark above that).
+ *   - Whoever publishes holds a lease, announced in its slot before it is taken and until the next one is announced.  The slots, of the living
+ *     and the dead, name the leases that are written to, also by an author who loaded a colour <= S and stored the commit word after S.
+ *   - A lease that is no slot's any more was ended at an epoch that its segment has noted (`written`).  Below `stable`: it ended before the step
+ *     of S, and all that its owner stored lies before the sync.
+ *   - A commit word is also stored by whoever helps, in anybody's lease, however old: it notes the epoch in `written` likewise.
+ *   - A segment header is written while its segment is PREPARING; it stays OPEN, or sealed with a lease of its own, or holds nothing.
+ * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing; all others are rewritten.
+ * A recovery reads this from the `control` of the life that failed: it is of this boot, else the page cache is not what that life left.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+#define CHUNK (UINT64_C(64) << 10)
+
+static uint64_t slots_used(const mm *m)
+{
+    uint64_t n = at_load_acquire(&m->g->slots_used);
+    return n < MM_SLOTS ? n : MM_SLOTS;
+}
+
+static bool on_disk(mm *m, uint64_t n, uint64_t stable)
+{
+    uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
+    if (state == MM_SEG_FREE) return true;
+    if (state != MM_SEG_SEALED || at_load_acquire(&m->segments[n].written) >= stable) return false;
+    for (uint32_t i = 0; i < slots_used(m); i++) {
+        uint64_t lease = at_load_acquire(&m->slots[i].lease), last = at_load_acquire(&m->slots[i].last_lease);
+        if ((lease && lease >> m->segment_shift == n) || (last && last >> m->segment_shift == n)) return false;
+    }
+    return true;
+}
+
+/* The bytes of a run that is no hole, from *at on, before `stop`: false when there is none. */
+static bool next_run(const mm *m, uint64_t *at, uint64_t *end, uint64_t stop)
+{
+    *at = mm_os_data(m->config.log, *end) / MM_BLOCK * MM_BLOCK;
+    if (*at < *end) *at = *end;
+    if (*at >= stop) return false;
+    *end = (mm_os_hole(m->config.log, *at) + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
+    if (*end > stop) *end = stop;
+    return *end > *at;
+}
+
+/* ---- while others are attached ------------------------------------------------------------------------------------------------ */
+
+/* A store that changes nothing, and that no compiler makes a load of; others may store to the word meanwhile. */
+static void touch(at_word *w)
+{
+    uint64_t seen = at_load_relaxed(w);
+    while (!at_cas_acq_rel(w, &seen, seen)) { }
+}
+
+void mm_dirty_again(mm *m)
+{
+    uint64_t stable = at_load_acquire(&m->g->stable), size = at_load_acquire(&m->g->log_size);
+    for (uint64_t n = 0; n << m->segment_shift < size; n++) {
+        uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size, at, end = begin;
+        mm_result ignored;
+        if (!mm_segment_of(m, begin, &ignored) || !mm_log_reaches(m, stop) || on_disk(m, n, stable)) continue;
+        while (next_run(m, &at, &end, stop))
+            for (; at < end; at += MM_BLOCK) touch((at_word *)(m->log + at));
+    }
+}
+
+/* ---- while nobody is ------------------------------------------------------------------------------------------------------------ */
+
+/* By reads and writes, not through a mapping: a device that fails answers with an error, not with a signal. */
+static int rewrite(const mm *m, uint64_t begin, uint64_t stop, uint8_t *chunk)
+{
+    uint64_t at, end = begin;
+    while (next_run(m, &at, &end, stop))
+        for (uint64_t n; at < end; at += n) {
+            n = end - at < CHUNK ? end - at : CHUNK;
+            int e = mm_os_read_at(m->config.log, chunk, n, at);
+            if (!e) e = mm_os_write_direct(m->config.log, chunk, n, at);
+            if (e) return e < 0 ? EIO : e;
+        }
+    return 0;
+}
+
+static bool suspected(mm *m)
+{
+    bool yes = at_load_relaxed(&m->g->failed) || at_load_relaxed(&m->g->suspect);
+    for (uint32_t i = 0; i < slots_used(m); i++) yes = yes || at_load_relaxed(&m->slots[i].syncing);
+    return yes;
+}
+
+static int rewrite_segments(mm *m)
+{
+    const mm_identity *id = (const mm_identity *)m->control;
+    bool known = id->layout_version == MM_LAYOUT_VERSION && id->fingerprint == mm_layout_fingerprint(); /* else all of it */
+    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK, stable = at_load_relaxed(&m->g->stable);
+    uint64_t entries = (mm_os_size(m->config.control) - MM_CONTROL_SEGMENTS) / sizeof(mm_segment);
+    void *chunk;
+    if (known && !suspected(m)) return 0;
+    int e = posix_memalign(&chunk, MM_BLOCK, CHUNK);
+    if (e) return e;
+    for (uint64_t n = 0; !e && n << m->segment_shift < size; n++) {
+        uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size;
+        if (!known || n >= entries || !on_disk(m, n, stable)) e = rewrite(m, begin, stop, chunk);
+    }
+    free(chunk);
+    return e;
+}
+
+/* The store goes on with this `control`: the next one has nothing to suspect, or a store that has failed. */
+static int settle(mm *m, mm_result *r)
+{
+    int e = rewrite_segments(m);
+    if (!e) e = mm_os_sync(m->config.log);
+    if (e) {
+        at_store_relaxed(&m->g->failed, (uint64_t)e);
+        r->os_error = e;
+        return MM_FAILED;
+    }
+    for (uint32_t i = 0; i < slots_used(m); i++) at_store_relaxed(&m->slots[i].syncing, 0);
+    at_store_relaxed(&m->g->suspect, 0);
+    return MM_OK;
+}
+
+static int with_control(const mm_config *c, int (*work)(mm *, mm_result *), mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    uint64_t window = mm_os_size(c->control) / MM_BLOCK * MM_BLOCK;
+    if (window < MM_CONTROL_SEGMENTS + MM_BLOCK) return mm_corrupt(r, MM_FILE_CONTROL, window);
+    mm *m = calloc(1, sizeof *m);
+    if (!m) return mm_os_failed(r, ENOMEM);
+    m->config = *c;
+    mm_set_limits(m);
+    int e = mm_os_map(c->control, window, &m->control), rc = e ? mm_os_failed(r, e) : MM_OK;
+    if (!rc) {
+        m->g = (mm_globals *)(m->control + MM_CONTROL_GLOBALS);
+        m->slots = (mm_slot *)(m->control + MM_CONTROL_SLOTS);
+        m->segments = (mm_segment *)(m->control + MM_CONTROL_SEGMENTS);
+        rc = work(m, r);
+        mm_os_unmap(m->control, window);
+    }
+    free(m);
+    return rc;
+}
+
+static int rewrite_and_report(mm *m, mm_result *r)
+{
+    int e = rewrite_segments(m);
+    return e ? mm_os_failed(r, e) : MM_OK;
+}
+
+/* c names the `control` of a life that ended, of this boot, and the log.  The caller rebuilds, and syncs. */
+int mm_rewrite(const mm_config *c, mm_result *r) { return with_control(c, rewrite_and_report, r); }
+
+/* The same for a store that goes on as it is.  MM_FAILED: the device fails still. */
+int mm_settle(const mm_config *c, mm_result *r) { return with_control(c, settle, r); }
+
+/* 1: a process may have died, or may be, in a sync that fails.  Read, not mapped: for every attach. */
+int mm_suspected(const mm_config *c)
+{
+    uint64_t suspect = 0, used = 0, syncing = 0;
+    int e = mm_os_read_at(c->control, &suspect, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, suspect));
+    if (!e) e = mm_os_read_at(c->control, &used, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, slots_used));
+    for (uint64_t i = 0; !e && !suspect && !syncing && i < used && i < MM_SLOTS; i++)
+        e = mm_os_read_at(c->control, &syncing, 8, MM_CONTROL_SLOTS + i * sizeof(mm_slot) + offsetof(mm_slot, syncing));
+    return !e && (suspect || syncing);
+}

@@ -1,0 +1,134 @@
+/* room.c - the reserve: log that stays allocated and untaken, so that pages can be freed and segments cleaned on a full disk.
+ *
+ * A lease is granted for what makes the store larger (MM_GROWS) only if, behind it, `reserve` more bytes of the log are allocated that a lease
+ * can be taken from.  What gives room back (MM_FREES) may use them.  They lie in the lease's segment or, where that has not so many left, in the
+ * one that will be opened next: then its header block and its entry in `control` are allocated too.  Allocated is allocated: growth is never
+ * undone while anybody is attached.  So the check needs no lock: the CAS that takes the lease fails if anybody took blocks behind it meanwhile.
+ *
+ * Room that comes back is found by who asks next: its lease needs the reserve behind it, so it fills it up again.
+ *
+ * Died anywhere here: log that is allocated and not published; the next one allocates it again.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+#define RESERVE_MOST (UINT64_C(128) << 10)
+#define CHUNK (UINT64_C(64) << 10)
+
+/* 128 KiB: some 3,200 FREE records of one process, or one each of 32 processes that all take a lease for it.  Half a segment if that is less: 32 KiB,
+ * 800 records or 8 processes, in those of 64 KiB. */
+static uint64_t reserve_of(const mm *m, enum mm_purpose purpose)
+{
+    if (purpose == MM_FREES) return 0;
+    return m->segment_size / 2 < RESERVE_MOST ? m->segment_size / 2 : RESERVE_MOST;
+}
+
+/* The segment that will be opened next, as far as one can know: a FREE one other than `but`, or the first number that was never used. */
+static int next_segment(mm *m, uint64_t but, uint64_t *n, mm_result *r)
+{
+    uint64_t used = at_load_acquire(&m->g->segments);
+    if (used && !mm_segment_of(m, (used - 1) << m->segment_shift, r)) return mm_corrupt(r, MM_FILE_CONTROL, MM_CONTROL_GLOBALS + offsetof(mm_globals, segments));
+    for (uint64_t i = 0; i < used && at_load_relaxed(&m->g->free_segments); i++)
+        if (i != but && mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_FREE) {
+            *n = i;
+            return MM_OK;
+        }
+    *n = but != MM_NO_SEGMENT && but >= used ? but + 1 : used;
+    return *n < MM_MAX_SEGMENTS ? MM_OK : MM_LIMIT;
+}
+
+/* Allocates the log up to `end`, which lies in segment n.  One that was used before may have holes. */
+static int cover(mm *m, uint64_t n, uint64_t end, mm_result *r)
+{
+    int rc = mm_log_cover(m, end, r);
+    if (rc || n >= at_load_acquire(&m->g->segments)) return rc;
+    int e = mm_os_grow(m->config.log, n << m->segment_shift, end);
+    return e ? mm_os_failed(r, e) : MM_OK;
+}
+
+/* Segment n can be opened and leases of `bytes` be taken from it. */
+static int stand_ready(mm *m, uint64_t n, uint64_t bytes, mm_result *r)
+{
+    uint64_t entry = (MM_CONTROL_SEGMENTS + n * sizeof(mm_segment)) & ~(uint64_t)(MM_BLOCK - 1);
+    int e = mm_os_grow(m->config.control, entry, entry + MM_BLOCK);
+    return e ? mm_os_failed(r, e) : cover(m, n, (n << m->segment_shift) + MM_BLOCK + bytes, r);
+}
+
+/* A lease of segment n that ends at `end` can be taken. */
+int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r)
+{
+    uint64_t stop = (n + 1) << m->segment_shift, reserve = reserve_of(m, purpose), next;
+    if (end + reserve <= stop) return mm_log_cover(m, end + reserve, r);
+    int rc = mm_log_cover(m, reserve ? stop : end, r); /* all of it: nobody leases from a hole before the next segment */
+    if (rc || !reserve) return rc;
+    rc = next_segment(m, n, &next, r);
+    return rc ? rc : stand_ready(m, next, reserve, r);
+}
+
+/* A lease of `blocks` could be taken from the segment that will be opened next.  Asked before the open one is sealed: a full disk seals nothing. */
+int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r)
+{
+    uint64_t n;
+    if (but != MM_NO_SEGMENT) { /* what is published has no hole in a segment that somebody may still lease from */
+        int full = mm_log_cover(m, (but + 1) << m->segment_shift, r);
+        if (full) return full;
+    }
+    int rc = next_segment(m, but, &n, r);
+    if (!rc) rc = stand_ready(m, n, blocks * MM_BLOCK, r);
+    return rc ? rc : mm_room_behind(m, n, (n << m->segment_shift) + MM_BLOCK + blocks * MM_BLOCK, purpose, r);
+}
+
+/* ---- giving back ------------------------------------------------------------------------------------------------------------- */
+
+/* Where the last bytes of [from, to) end that are not zero; `from`: all are.  Holes are zero, and so is what the kernel wrote out beside a byte
+ * that was stored; -1: cannot be read. */
+static int64_t end_of_bytes(int fd, uint64_t from, uint64_t to, uint8_t *chunk)
+{
+    while (to > from) {
+        uint64_t n = to - from < CHUNK ? to - from : CHUNK;
+        if (mm_os_read_at(fd, chunk, n, to - n)) return -1;
+        for (uint64_t i = n; i-- > 0;)
+            if (chunk[i]) return (int64_t)(to - n + i + 1);
+        to -= n;
+    }
+    return (int64_t)from;
+}
+
+/* The same of the whole log, from its last segment that is not a hole on. */
+static int64_t data_end(const mm_config *c, uint64_t size, uint8_t *chunk)
+{
+    uint64_t segment = UINT64_C(1) << c->segment_shift;
+    for (uint64_t n = (size + segment - 1) >> c->segment_shift; n-- > 0;) {
+        uint64_t begin = n << c->segment_shift, stop = begin + segment < size ? begin + segment : size;
+        if (mm_os_data(c->log, begin) >= stop) continue;
+        int64_t end = end_of_bytes(c->log, begin, stop, chunk);
+        if (end != (int64_t)begin) return end;
+    }
+    return 0;
+}
+
+/* What was allocated and is still zero at the end of the log goes back to the device: the recovery that follows may need the room.  Exclusive
+ * callers only.  What cannot be read is left as it is: whoever needs it is told. */
+int mm_log_trim(const mm_config *c, mm_result *r)
+{
+    uint64_t size = mm_os_size(c->log);
+    uint8_t *chunk = malloc(CHUNK);
+    if (!chunk) return mm_os_failed(r, ENOMEM);
+    int64_t last = data_end(c, size, chunk);
+    free(chunk);
+    uint64_t end = last < 0 ? size : ((uint64_t)last + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
+    int e = end < size ? mm_os_truncate(c->log, end) : 0;
+    return e ? mm_os_failed(r, e) : MM_OK;
+}
+
+/* Nothing is appended to a segment of an earlier life: the log ends with a whole one, what is missing of it is a hole.  Growth would allocate it. */
+int mm_log_round(mm *m, uint64_t *size, mm_result *r)
+{
+    uint64_t whole = (*size + m->segment_size - 1) >> m->segment_shift << m->segment_shift;
+    int e = whole != *size ? mm_os_truncate(m->config.log, whole) : 0;
+    if (e) return mm_os_failed(r, e);
+    *size = whole;
+    return MM_OK;
+}

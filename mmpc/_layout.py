@@ -1,0 +1,135 @@
+"""Where the bytes of a store are, in Python: for those who judge a store from its bytes (verify, salvage).
+
+docs/format.md says what each field means and tests/test_verify.py compares the two. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from ._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FORMAT = 2
+LAYOUT_VERSION = 2
+BLOCK = 4096
+SECTOR = 512
+SLOTS = 1024
+MARK_SECTORS = BLOCK // SECTOR
+SECTOR_LEASES = 30
+MARKS_SIZE = SLOTS * 2 * BLOCK
+SNAPSHOT_CHUNK = 65536
+MAX_SEGMENTS = 1 << 22
+
+CONFIG = Struct("<8sIIIIQQQ16sQ")  # magic, format, crc, length, shift, incompat, ro_compat, compat, uuid, created
+CONFIG_MAGIC = b"MMPCconf"
+
+SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
+SEGMENT_MAGIC = b"\0MMPCseg"
+LEASE_HEADER = Struct("<IIQIIQQQ")  # crc, magic, address, blocks, generation, previous, filled, stable
+LEASE_MAGIC = 0x4C455345
+RECORD = Struct("<QQQQQ")  # crc_commit, shape, page_colour, version, prev_colour
+
+MARK_SECTOR = Struct("<8sIIQII")  # magic, crc, count, epoch, slot, place; then pairs of address and fill
+MARK_MAGIC = b"MMPCmark"
+
+# magic, crc, format, a, b, salt, segments, pages, log_size, log_taken, segment_shift, chunks_crc, created
+SNAPSHOT_HEADER = Struct("<8sIIQQQQQQQIIQ")
+SNAPSHOT_MAGIC = b"MMPCsnap"
+SNAPSHOT_ENTRY = Struct("<QQ")  # word, live
+
+# magic, crc, layout_version, fingerprint, uuid, boot_id, open_id; then device, inode and birth of five files
+IDENTITY = Struct("<8sIIQ16s64s16s15Q")
+IDENTITY_SIZE = 512
+CONTROL_MAGIC = b"MMPCctrl"
+CONTROL_REPLACED = b"MMPCgone"
+CONTROL_GLOBALS = 4096
+CONTROL_SLOTS = 12288
+CONTROL_SEGMENTS = CONTROL_SLOTS + SLOTS * 1024
+SLOT_SIZE = 1024
+SLOT_LEASES = Struct("<QQQQ")  # announce, lease, lease_shape, lease_fill; at SLOT_LEASES_AT of a slot
+SLOT_LEASES_AT = 64
+SEGMENT_ENTRY = Struct("<QQQQQQ16x")  # word, fill, live, salt, opened, written
+SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
+IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
+# Offsets of the globals that are judged; each is one word.
+GLOBALS = {
+    "epoch": 0,
+    "stable": 64,
+    "failed": 128,
+    "log_size": 192,
+    "table_pages": 256,
+    "segments": 384,
+    "max_pid": 576,
+    "slots_used": 832,
+    "dirty": 1152,
+}
+
+WORDS_HEADER = Struct("<8sII16s")  # magic, layout_version, role, open_id
+WORDS_MAGIC = b"MMPCords"
+WORDS_OFFSET = 4096
+ROLES = {"table": 1, "ids": 2, "rts": 3}
+
+MASK32 = 0xFFFFFFFF
+PAGE_BITS = 40
+PAGE_MASK = (1 << PAGE_BITS) - 1
+ADDRESS_BITS = 42
+ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
+PLACE_BITS = 16
+MAX_WTS = (1 << 48) - 2
+MAX_COLOUR = (1 << 46) - 1
+BASE, DELTA, FREE = 1, 2, 3
+INNER = 1 << 44  # in `shape`
+FLAGS_UNKNOWN = 0xE << 44
+COMMIT_XOR = 0x9E3779B9
+
+_crc = lib.mm_crc32c
+
+
+def crc(data: Any, seed: int = 0) -> int:
+    """CRC-32C of bytes, without inversions, so that results can be continued."""
+    return int(_crc(seed, ffi.from_buffer(data), len(data)))
+
+
+def crc_word(word: int, seed: int) -> int:
+    """The checksum continued over a number of 64 bits."""
+    return int(_crc(seed, word.to_bytes(8, "little"), 8))
+
+
+def commit_of(checksum: int) -> int:
+    """The commit word of a record with this checksum."""
+    return (checksum ^ COMMIT_XOR) or MASK32
+
+
+def span_of(length: int) -> int:
+    """Bytes that a record with such a payload takes."""
+    return length + 47 & -8
+
+
+def colour_of(page_colour: int, prev_colour: int) -> int:
+    """The colour of a record."""
+    return page_colour >> PAGE_BITS | prev_colour >> ADDRESS_BITS << 24
+
+
+def sane(shape: int, version: int, prev: int) -> str | None:
+    """What is wrong with the fields of a record whose checksum holds; None: they can be."""
+    kind, depth, wts = shape >> 40 & 15, shape >> 32 & 255, version >> PLACE_BITS
+    if kind not in (BASE, DELTA, FREE):
+        return f"kind {kind} is unknown"
+    if shape & FLAGS_UNKNOWN:
+        return f"flags {shape >> 44 & 15:#x} are unknown"
+    if not 0 < wts <= MAX_WTS:
+        return f"version {wts} cannot be"
+    if kind == FREE and shape & MASK32:
+        return "a FREE record has a payload"
+    if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):
+        return f"depth {depth} and predecessor {prev} do not fit kind {kind}"
+    return None
+
+
+def words(data: Any) -> Any:
+    """A view of little-endian words; the machine is little-endian, as the core asserts."""
+    return memoryview(data)[: len(data) & -8].cast("Q") if len(data) >= 8 else ()
