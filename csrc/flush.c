@@ -187,6 +187,15 @@ static int flush_all(mm *m, void *args, mm_result *r)
     return rc;
 }
 
+/* For who has left, and has only the file: something was written since the newest flush. */
+int mm_control_dirty(int control)
+{
+    uint64_t stable, dirty; /* in this order: what is written in between counts */
+    int e = mm_os_read_at(control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, stable));
+    if (!e) e = mm_os_read_at(control, &dirty, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, dirty));
+    return !e && dirty > stable;
+}
+
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r)
 {
     memset(r, 0, sizeof *r);

@@ -391,8 +391,7 @@ class PageCache(Verbs[T]):
         last = _store.alone(self._attachment)
         error = _store.settle(self._attachment, options.path) if last else None
         lib.mm_close(mm)
-        if not last and _store.nobody_left(options.path):
-            _store.flush_after_last(options)
+        _store.flush_after_last(options)
         if error is not None:
             raise error
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import filelock
@@ -33,7 +35,7 @@ def build(path: str, killed: bool) -> Model:
     a, b = mmpc.open(path, mmpc.Append(), **options), mmpc.open(path, mmpc.Append(), **options)
     model: Model = {}
     for i in range(8):
-        pid, key = a.allocate([i])
+        pid, _key = a.allocate([i])
         model[pid] = [i]
         for n in range(i):
             (a, b)[n % 2].append(pid, [n * i])
@@ -49,15 +51,19 @@ def build(path: str, killed: bool) -> Model:
         b.replace(pid, b.get(pid).key, [pid] * 3)
         b.append(pid, ["last"])
         model[pid] = [pid, pid, pid, "last"]
+    for n in range(20):  # so that the epochs have some bits
+        b.append(8, [n])
+        model[8].append(n)
+        a.flush()
     group(b, 8, model)
     a.flush()
     a.flush()
     if killed:
-        _write_model(path, model)
+        write_model(path, model)
         os.kill(os.getpid(), signal.SIGKILL)
     a.close()
     b.close()
-    _write_model(path, model)
+    write_model(path, model)
     return model
 
 
@@ -73,7 +79,8 @@ def group(pc: mmpc.PageCache[Any], pid: int, model: Model) -> None:
     model[pid] += ["g", "h", "i"]
 
 
-def _write_model(path: str, model: Model) -> None:
+def write_model(path: str, model: Model) -> None:
+    """What a store at `path` must hold, for `read_model` and `Image`."""
     with open(path + ".model", "wb") as f:
         f.write(codec.encode(model))
 
@@ -102,7 +109,7 @@ class Image:
         shutil.rmtree(path, ignore_errors=True)
         os.mkdir(path, 0o700)
         for name, data in self.files.items():
-            _write(os.path.join(path, name), data)
+            write_sparse(os.path.join(path, name), data)
         own(path)
         for name, new in (changed or {}).items():
             if new is None:
@@ -110,7 +117,7 @@ class Image:
             elif name == "control":
                 self._rewrite_control(path, new)
             else:
-                _write(os.path.join(path, name), new)
+                write_sparse(os.path.join(path, name), new)
 
     def _rewrite_control(self, path: str, new: bytes) -> None:
         """Only the bytes that differ: the identity has just been made to fit."""
@@ -133,7 +140,8 @@ class Image:
         return {name: data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]}
 
 
-def _write(name: str, data: bytes) -> None:
+def write_sparse(name: str, data: bytes) -> None:
+    """Replaces a file's bytes, not its inode; what is zero becomes a hole."""
     with open(name, "r+b" if os.path.exists(name) else "wb") as f:
         f.truncate(0)
         f.truncate(len(data))
@@ -160,7 +168,7 @@ def own(path: str) -> None:
 
 # ---- what a reader gets
 
-_kept: list[Any] = []  # handles of this process: it leaves without a close, which would write
+kept: list[Any] = []  # handles of this process: it leaves without a close, which would write
 
 
 def read_all(path: str, model: Model) -> tuple[str, list[str]]:
@@ -171,7 +179,8 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
     try:
         pc = mmpc.open(path, mmpc.Append())
     except mmpc.CorruptionError as e:
-        assert e.file is not None and e.offset is not None and e.file in str(e), e
+        assert e.file in str(e)
+        assert e.offset is not None
         return "error", [f"open: {e}"]
     except mmpc.IncompatibleStore as e:
         return "error", [f"config: {e}"]
@@ -179,7 +188,8 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
         try:
             page = pc.get(pid)
         except mmpc.CorruptionError as e:
-            assert e.file is not None and e.offset is not None, e
+            assert e.file in str(e)
+            assert e.offset is not None
             errors.append(f"page {pid}: {e}")
             continue
         if expected is None:
@@ -193,7 +203,7 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
             assert isinstance(page, (mmpc.Meta, mmpc.Counter, mmpc.Unallocated)[min(pid, 2)]), f"WRONG: {page!r:.200}"
         except mmpc.CorruptionError as e:
             errors.append(f"page {pid}: {e}")
-    _kept.append(pc)
+    kept.append(pc)
     return ("error" if errors else "right"), errors
 
 
@@ -291,3 +301,9 @@ def make(path: str, killed: bool) -> Image:
         else:
             child.result()
     return Image(path)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mmpc` with these arguments."""
+    command = [sys.executable, "-P", "-W", "error", "-m", "mmpc", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90)
