@@ -696,7 +696,9 @@ def test_at_exit_nothing_hangs_and_nothing_is_said(path: str, children: Children
 
 def test_at_exit_a_store_that_failed_keeps_no_other_from_being_flushed(path: str, children: Children) -> None:
     code = EXIT.format(period=3_600_000) + (
-        "import os, struct\n"
+        "import ctypes, os, struct\n"
+        "for pc in pages:\n"
+        "    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pc))  # somebody holds it to the very end: no __del__\n"
         "for p in sys.argv[1::2]:\n"
         f"    os.pwrite(os.open(p + '/control', os.O_RDWR), struct.pack('<Q', 5), {_GLOBALS + _FAILED})\n"
     )
