@@ -165,9 +165,15 @@ static int flush_to(mm *m, uint64_t target, mm_result *r)
  * one that died is told of by its reaper, and one that was helped by the helper. */
 static bool clean(mm *m)
 {
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        if (at_load_acquire(&m->slots[i].announce)) return false;
-    return at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
+    return !mm_somebody_announces(m) && at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
+}
+
+/* The announcement of a dead slot would make every flush do work. */
+static void reap_announcing(mm *m)
+{
+    mm_lock(m, MM_HOLD_PUBLISH);
+    mm_reap_announcing(m);
+    mm_unlock(m, MM_HOLD_PUBLISH);
 }
 
 typedef struct flush_call { uint64_t lsn, *advanced; } flush_call;
@@ -182,6 +188,7 @@ static int flush_all(mm *m, void *args, mm_result *r)
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
     if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
     else if (lsn || !clean(m)) rc = flush_to(m, target, r);
+    if (!rc && !lsn && mm_somebody_announces(m)) reap_announcing(m);
     if (!rc) *c->advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);
     return rc;

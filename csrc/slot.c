@@ -56,6 +56,19 @@ uint64_t mm_reap_dead(mm *m)
     return reaped;
 }
 
+bool mm_somebody_announces(const mm *m)
+{
+    for (uint32_t i = 0; i < slots_used(m); i++)
+        if (at_load_acquire(&m->slots[i].announce)) return true;
+    return false;
+}
+
+void mm_reap_announcing(mm *m)
+{
+    for (uint32_t i = 0; i < slots_used(m); i++)
+        if (at_load_acquire(&m->slots[i].announce)) reap_if_dead(m, i);
+}
+
 static int reap_all(mm *m, void *reaped, mm_result *r)
 {
     (void)r;
