@@ -51,6 +51,7 @@ static bool table_holds(const mm_config *c)
     uint64_t max_pid = global(c, offsetof(mm_globals, max_pid)), pages = global(c, offsetof(mm_globals, table_pages));
     uint64_t size = mm_os_size(c->table);
     if (pages > MM_MAX_PID || MM_WORDS_OFFSET + pages * 8 > size || max_pid < 2 || max_pid > pages) return false;
+    if (mm_os_size(c->ids) < MM_WORDS_OFFSET + pages / 8 || mm_os_size(c->control) < MM_CONTROL_SEGMENTS + MM_BLOCK) return false;
     return !heads_beyond(c->table, pages, size) || global(c, offsetof(mm_globals, table_pages)) != pages; /* it has just grown */
 }
 

@@ -69,11 +69,11 @@ static inline pthread_mutex_t *mm_mutex(mm *m, enum mm_hold which)
 static inline void mm_lock(mm *m, enum mm_hold which)
 {
     pthread_mutex_lock(mm_mutex(m, which));
-    mm_note_hold(which);
+    mm_note(which, 0);
 }
 static inline void mm_unlock(mm *m, enum mm_hold which)
 {
-    mm_note_release(which);
+    mm_note(0, which);
     pthread_mutex_unlock(mm_mutex(m, which));
 }
 

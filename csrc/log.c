@@ -96,7 +96,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
 int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
 {
     mm_lease *l = &m->lease;
-    mm_note_hold(MM_HOLD_LEASE);
+    mm_note(MM_HOLD_LEASE, 0);
     if (l->start) {
         uint64_t w = at_load_acquire(&m->segments[l->segment].word), state = mm_segword_state(w);
         bool ours = mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED);

@@ -259,8 +259,13 @@ def make_directory(path: str) -> bool:
 
 
 def foreign(path: str) -> list[str]:
-    """What is in the directory that is no file of a store."""
-    return sorted(n for n in os.listdir(path) if not belongs(n))
+    """What is in the directory that is no file of a store; nothing, if the last process of a temporary store has just
+    removed it.
+    """
+    try:
+        return sorted(n for n in os.listdir(path) if not belongs(n))
+    except FileNotFoundError:
+        return []
 
 
 def check_file_system(fd: int, path: str) -> None:

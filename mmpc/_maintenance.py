@@ -65,9 +65,11 @@ class Flusher:
         return None if status == errors.FAILED else int(wait[0])
 
     def stop(self) -> None:
-        """Returns when the thread has ended, or at once in the thread itself."""
-        self._stop.set()
+        """Returns when the thread has ended, or at once in the thread itself, which finds that its handle is gone: the
+        garbage collector may have run in the middle of its wait, where it holds the event's lock.
+        """
         if threading.current_thread() is not self._thread:
+            self._stop.set()
             self._thread.join()
 
 

@@ -27,8 +27,8 @@ def must(rc: int, r: Any) -> None:
 def known_stable(fd: int, uuid: bytes) -> int:
     """The durable epoch that `control` knew of, of whatever boot it is; 0: none, or not to be believed.
 
-    It was set after the mark was durable, so a smaller newest mark means that marks were lost. Epoch and `stable` lie in
-    one sector; what damage made of one does not fit the other.
+    It was set after the mark was durable, so a smaller newest mark means that marks were lost. Epoch and `stable` lie
+    in one sector; what damage made of one does not fit the other.
     """
     identity, words = os.pread(fd, 512, 0), os.pread(fd, 128, 4096)
     if len(words) < 128 or identity[24:40] != uuid:

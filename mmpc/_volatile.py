@@ -7,6 +7,7 @@ import os
 from ._findings import Findings
 from ._layout import (
     ADDRESS_MASK,
+    BLOCK,
     CONTROL_GLOBALS,
     CONTROL_MAGIC,
     CONTROL_REPLACED,
@@ -131,6 +132,9 @@ def judge_control(control: Control, log: Log, durable: Callable[[], int], findin
         published, size = control.word(name), os.fstat(control.fds[file]).st_size
         if published * unit + offset > size:
             bad(file, size, f"is cut short: {published * unit + offset} bytes are in use")
+    hints, size = WORDS_OFFSET + control.word("table_pages") // 8, os.fstat(control.fds["ids"]).st_size
+    if size < hints:
+        findings.warn("ids", size, f"is cut short: it had {hints} bytes; the next open makes it again")
     _judge_segments(control, log, findings)
     _judge_slots(control, log, findings)
 
@@ -139,6 +143,8 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
     count = control.word("segments")
     size = os.fstat(control.fds["control"]).st_size
     at = CONTROL_GLOBALS + GLOBALS["segments"]
+    if size < CONTROL_SEGMENTS + BLOCK:
+        findings.warn("control", size, f"is cut short: {TORN}")
     if count > MAX_SEGMENTS or CONTROL_SEGMENTS + count * SEGMENT_ENTRY_SIZE > size:
         findings.damage("control", at, f"{count} segments do not fit the file")
         return

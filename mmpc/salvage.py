@@ -88,7 +88,8 @@ def salvage(
 
     `dest` is an empty directory, or none. The new store has the same materializer, segment size and page ids, free
     pages stay free, and pages 0 and 1 come along; it is durable on return. Of a store of this boot all committed
-    versions count, else those that were durable, or all if that cannot be known. Nobody should write to `path` meanwhile.
+    versions count, else those that were durable, or all if that cannot be known. Nobody should write to `path`
+    meanwhile.
     `materializer`: its name, needed only where `config` is lost. `progress(done, total)` gets bytes now and then.
 
     Errors: FileNotFoundError, FileExistsError (`dest` holds something), IncompatibleStore, CorruptionError (nothing can

@@ -362,10 +362,11 @@ class Check:
 
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
         if not control.of_this_boot:
-            if control.of_this_store and (stable := control.word("stable")) > self._read_marks(Findings()).durable:
-                self.findings.warn(
-                    "marks", 0, f"'control', which is of another boot, says that epoch {stable} was durable"
-                )
+            if control.of_this_store:
+                stable, epoch = control.word("stable"), control.word("epoch")
+                if self._read_marks(Findings()).durable < stable < epoch:
+                    said = f"epoch {stable} was durable, says 'control', which is of another boot; the marks do not"
+                    self.findings.damage("marks", 0, said)
             return
         if control.table_counts:
             _volatile.judge_words(control, self.findings)

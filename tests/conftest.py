@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
         raise TimeoutError(f"the test still ran after {WATCHDOG} s")
 
     before = signal.signal(signal.SIGALRM, bark)
-    signal.alarm(0 if request.node.get_closest_marker("slow") else WATCHDOG)
+    own = any(request.node.get_closest_marker(name) for name in ("slow", "steps"))  # these have one of their own
+    signal.alarm(0 if own else WATCHDOG)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -44,6 +46,14 @@ def seed() -> int:
 def path(tmp_path: Path) -> str:
     """Where the store of this test is; nothing is there yet."""
     return str(tmp_path / "store")
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A directory in memory, where a sync costs nothing, for tests that make hundreds of them."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=base) as name:
+        yield name
 
 
 @pytest.fixture

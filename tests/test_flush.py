@@ -420,6 +420,36 @@ def test_a_leader_that_never_comes_back_delays_once(store: Store, children: Chil
             assert children.run(lead_after, patience=SOON)
 
 
+def test_a_handle_closed_under_flushing_threads_raises_closed(memory: str, children: Children) -> None:
+    """In a child: a call that looks at memory which the close has unmapped is the death of the process."""
+
+    def race() -> bool:
+        sys.setswitchinterval(1e-6)
+        for _ in range(8):
+            pc = mmpc.open(os.path.join(memory, "store"), mmpc.Append(), create=True)
+            pid, _ = pc.allocate([1])
+
+            def again(call: Callable[[], Any]) -> None:
+                with pytest.raises(mmpc.Closed):
+                    while True:
+                        call()
+
+            calls: list[Callable[[], Any]] = [
+                pc.flush, pc.stats, pc.snapshot, lambda: pc.stable_lsn, lambda: pc.make_stable(1),
+                lambda: pc.get_page_rts(pid), lambda: pc.begin().close(),
+            ]  # fmt: skip
+            callers = [threading.Thread(target=again, args=(call,)) for call in calls]
+            for t in callers:
+                t.start()
+            time.sleep(0.001)
+            pc.close()
+            for t in callers:
+                t.join()
+        return True
+
+    assert children.run(race)
+
+
 # ---- flush_every_ms
 
 
@@ -462,8 +492,9 @@ def test_a_periodic_flush_covers_writes_and_ends_with_close(open_store: Open, pe
 
 def test_an_idle_store_is_not_synced(open_store: Open) -> None:
     pc, other = open_store(flush_every_ms=5), open_store(flush_every_ms=5)
+    made = loss.syncs(pc.path)
     _, key = pc.allocate([0])
-    until(lambda: other.stable_lsn >= key.last_lsn, "the periodic flush")
+    until(lambda: other.stable_lsn >= key.last_lsn and loss.syncs(pc.path) > made, "the periodic flush")
     made = loss.syncs(pc.path)
     for _ in range(50):
         other.get(2)
@@ -597,6 +628,31 @@ def test_a_handle_that_is_forgotten_ends_its_thread(path: str, children: Childre
     gc.collect()
     until(lambda: threads() == [], "the end of the threads")
     assert after_loss(children, path, path + "-lost", lambda c: c.get(pid).unwrap()) == [19]
+
+
+def test_a_handle_collected_in_its_own_flush_thread_is_closed(path: str, children: Children) -> None:
+    """The garbage collector may run in that thread while it waits, and holds the lock of what it waits for."""
+
+    def forget() -> bool:
+        pc = mmpc.open(path, mmpc.Append(), create=True, flush_every_ms=1)
+        pc.allocate([7])
+        condition = pc._flusher._stop._cond
+        wait = condition.wait
+
+        def collect(timeout: float) -> bool:
+            gc.collect()
+            return bool(wait(timeout))
+
+        cycle: list[Any] = [pc]
+        cycle.append(cycle)
+        gc.disable()
+        del pc, cycle
+        condition.wait = collect
+        until(lambda: threads() == [], "the end of the thread")
+        with mmpc.open(path, mmpc.Append()) as again:
+            return live(again) == 1
+
+    assert children.run(forget)
 
 
 def test_in_a_store_that_failed_the_thread_ends(path: str, caplog: pytest.LogCaptureFixture) -> None:

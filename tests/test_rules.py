@@ -37,7 +37,8 @@ IMPORTS: dict[str, set[str]] = {
     "_volatile": {"_layout", "_findings", "_log"},
     "verify": {"errors", "_files", "_layout", "_findings", "_log", "_lasting", "_volatile"},
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
-    "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile", "_wreck", "verify"},
+    "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
+    | {"_wreck", "verify"},
     "__main__": {"__init__"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }

@@ -10,7 +10,8 @@ Not here: fences and memory orders, since the trace is one order of all stores. 
   is not whole, so it meets the last record of a group only when all inner ones before it are whole.
 * The commit word of a group skipped.  Until it is there the chain that the group stands for counts, with the same
   content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
-* A snapshot that has its name before its bytes are durable.  One that is torn is passed over; the log still has all.
+* A snapshot that has its name before its bytes are durable, or loses its predecessor before its name is durable.  One
+  that is torn is passed over; operations in a directory come in their order; and the log still has all.
 * A recovery that does not sync the log first.  After a power loss all that it reads is on the disk; it matters where
   none was lost (a copied directory, a failed sync).
 """

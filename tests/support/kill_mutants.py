@@ -92,10 +92,10 @@ MUTANTS = [
         (
             (
                 "segment.c",
-                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+                "        if (rc == MM_SPACE) rc = move_on(",
                 "        for (uint64_t i = 0; rc == MM_SPACE && i < at_load_acquire(&m->g->segments); i++)\n"
                 "            while (mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_PREPARING) { }\n"
-                "        if (rc == MM_SPACE && at_load_acquire(&m->g->open_segment) == open) {\n",
+                "        if (rc == MM_SPACE) rc = move_on(",
             ),
         ),
         (("stop", "new-segment"),),

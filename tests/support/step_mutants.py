@@ -34,18 +34,14 @@ MUTANTS = [
         (
             (
                 "slot.c",
-                "    int rc = mm_lock_range(m->config.lock, i, 1);\n    if (rc) return rc;\n    int e = mm_os_grow",
+                "    int rc = mm_lock_range(m->config.lock, i, 1);\n    if (rc) return rc;\n",
                 "    uint64_t state = at_load_acquire(&m->slots[i].state);\n"
                 "    at_store_release(&m->slots[i].state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);\n"
                 "    at_max_release(&m->g->slots_used, i + 1);\n"
-                "    int rc = mm_lock_range(m->config.lock, i, 1);\n    if (rc) return rc;\n    int e = mm_os_grow",
+                "    int rc = mm_lock_range(m->config.lock, i, 1);\n    if (rc) return rc;\n",
             ),
-            (
-                "slot.c",
-                "    uint64_t state = at_load_acquire(&s->state);\n    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);\n",
-                "    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);\n",
-            ),
-            ("slot.c", "    at_store_release(&s->state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);\n    m->slot = s;\n", "    m->slot = s;\n"),
+            ("slot.c", "    uint64_t state = at_load_acquire(&s->state);\n    if ((state & 255)", "    if ((state & 255)"),
+            ("slot.c", "    at_store_release(&s->state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);\n", ""),
         ),
         (("stop", "attach-counted"),),
     ),
@@ -64,10 +60,11 @@ MUTANTS = [
     Mutant(
         "stable-before-the-mark",
         (
+            ("flush.c", "    at_max_release(&m->g->stable, k.epoch);\n", ""),
             (
                 "flush.c",
-                "    int rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n    at_max_release(&m->g->stable, k.epoch);\n",
-                "    at_max_release(&m->g->stable, k.epoch);\n    int rc = sync_and_mark(m, &k, r);\n    if (rc) return rc;\n",
+                "    rc = sync_and_mark(m, &k, r);\n",
+                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, r);\n",
             ),
         ),
         (("kill", "flush"),),

@@ -138,6 +138,7 @@ int step_compare(const step_range *ranges, uint64_t n)
     return changed;
 }
 
+#define STEP_REPEATED 64
 #define STEP_CHANGED_BIT (UINT64_C(1) << 63)
 
 /* At most `limit` instructions; *done says how many.  Stops behind the return of the region, and with ranges also behind each system call.
@@ -145,16 +146,20 @@ int step_compare(const step_range *ranges, uint64_t n)
 int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n, uint64_t *pcs, uint64_t *done)
 {
     step_regs r;
+    uint64_t again = 0;
     *done = 0;
     if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
     while (*done < limit) {
+        uint64_t pc = PC(r);
         int call = n && is_syscall((uint64_t)ptrace(PTRACE_PEEKTEXT, (pid_t)c->pid, (void *)(uintptr_t)PC(r), NULL));
-        if (pcs) pcs[*done] = PC(r);
+        if (pcs) pcs[*done] = pc;
         int e = resumed(c, PTRACE_SINGLESTEP, 5 /* SIGTRAP */);
         if (e) return e;
         ++*done;
         if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
-        int changed = (n && step_compare(ranges, n)) || call;
+        again = PC(r) == pc ? again + 1 : 0; /* a repeated string instruction copies byte by byte: not each is compared */
+        /* Behind a system call a file may be shorter than its mapping: the caller looks. */
+        int changed = call || (n && again % STEP_REPEATED == 0 && step_compare(ranges, n));
         if (pcs && changed) pcs[*done - 1] |= STEP_CHANGED_BIT;
         if (PC(r) == c->home && SP(r) == c->frame) return STEP_RETURNED;
         if (call || (changed && !pcs)) return STEP_CHANGED;
