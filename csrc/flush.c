@@ -38,16 +38,16 @@ static int has_failed(mm *m, mm_result *r)
 
 /* The kernel tells each open file once that pages of it could not be written, but not those opened after somebody was told.  So a sync of
  * ours proves something only if no other process can have been told before we opened `log`: one whose sync began in an earlier epoch than we
- * were born in, and has not ended, or whose slot was reaped before it ended (`suspect`). */
+ * were born in, and has not ended, or whose slot was reaped before it ended (`suspect`, whichever: one death may hide another's). */
 static bool distrust(mm *m, uint64_t *suspect)
 {
-    *suspect = at_load_acquire(&m->g->suspect);
-    if (*suspect && *suspect < m->born) return true;
+    bool doubt = false;
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         uint64_t begun = at_load_acquire(&m->slots[i].syncing);
-        if (i != m->slot_index && begun && begun < m->born) return true;
+        doubt = doubt || (i != m->slot_index && begun && begun < m->born);
     }
-    return false;
+    *suspect = at_load_acquire(&m->g->suspect); /* after the slots: a reaper sets it before it clears theirs (model: suspect.pml) */
+    return doubt || *suspect;
 }
 
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
