@@ -153,6 +153,9 @@ static inline void at_max_release(at_word *w, uint64_t x)
 /* The store-load fence of the five places named in docs/design.md (memory order). */
 static inline void at_fence_full(void) { atomic_thread_fence(memory_order_seq_cst); }
 
+/* Orders what a signal handler of this thread sees; no instruction. */
+static inline void at_fence_signal(void) { atomic_signal_fence(memory_order_seq_cst); }
+
 /* Bytes that no other process reads yet: published later by a CAS with release. */
 static inline void at_copy(void *dst, const void *src, uint64_t n)
 {

@@ -3,7 +3,7 @@
  * Inside mm_guarded the handler jumps back to it, and the call answers MM_CORRUPT; outside, a peek (atomics.h: at_peek) is given 0 and goes on.
  * Every other SIGBUS is handed to whoever had the signal before us, as if we were not there.
  *
- * The jump saves no signal mask: the handler runs with SA_NODEFER and an empty mask, so the kernel changes none.  No lock of libc can be
+ * The jump restores no signal mask: the handler runs with SA_NODEFER and an empty mask, so the kernel changes none.  No lock of libc can be
  * held at the jump: the fault is of an access to a mapping, which libc does on our behalf only in memcpy and the like.
  *
  * State of the process, not of an attachment, since a signal has one disposition in a process: what was there before us.  It is written
@@ -27,6 +27,11 @@
 #endif
 #endif
 
+#ifdef __SANITIZE_THREAD__
+#define SAVE_MASK 1 /* its own handler, which calls ours, blocks every signal */
+#else
+#define SAVE_MASK 0
+#endif
 #define FAULTED (-1) /* of run(): no enum mm_status */
 
 _Thread_local mm_guard *mm_guard_now MM_TLS_MODEL;
@@ -139,7 +144,7 @@ static void on_bus(int number, siginfo_t *info, void *context)
         chain.raised = chain.asked = false;
         if (peek_goes_on(context)) return;
         mm_guard *g = mm_guard_now;
-        if (g && locate(g->m, info->si_addr, &g->file, &g->offset)) _longjmp(g->back, 1);
+        if (g && locate(g->m, info->si_addr, &g->file, &g->offset)) siglongjmp(g->back, 1);
     } else if (raised_again(info))
         return;
     hand_on(number, info, context);
@@ -192,7 +197,8 @@ static void withdraw(mm *m, uint32_t held)
     pthread_mutex_unlock(&m->publish);
 }
 
-/* Whatever faults in here is inside a guard of its own, which holds nothing: it ends. */
+/* Whatever faults in here is inside a guard of its own, which holds nothing: it ends.  `syncing` stays in the slot: an error may have been
+ * told to us alone.  `leader` stays until others take the word over (flush.c). */
 static int after_fault(const mm_guard *g, mm_result *r)
 {
     mm *m = g->m;
@@ -207,7 +213,7 @@ static int after_fault(const mm_guard *g, mm_result *r)
 /* Apart from its caller, so that the guard is no variable of the function that setjmp returns to twice. */
 __attribute__((noinline)) static int run(mm_guard *g, mm_body *body, void *args, mm_result *r)
 {
-    if (_setjmp(g->back)) return FAULTED;
+    if (sigsetjmp(g->back, SAVE_MASK)) return FAULTED;
     return body(g->m, args, r);
 }
 

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <stdint.h>
 
+#include "atomics.h"
 #include "mmpc.h"
 
 enum mm_hold { MM_HOLD_PUBLISH = 1, MM_HOLD_SHARING = 2, MM_HOLD_FLUSHING = 4, MM_HOLD_LEASE = 8 };
@@ -13,7 +14,7 @@ enum mm_hold { MM_HOLD_PUBLISH = 1, MM_HOLD_SHARING = 2, MM_HOLD_FLUSHING = 4, M
 
 /* One call of the core: what it must give back when a fault ends it. */
 typedef struct mm_guard {
-    jmp_buf back;
+    sigjmp_buf back;
     mm *m;
     struct mm_guard *outer; /* of this thread: calls of the core use each other */
     uint32_t held;          /* enum mm_hold: mutexes; MM_HOLD_LEASE: bytes of the lease may have been written */
@@ -37,8 +38,18 @@ typedef int mm_body(mm *m, void *args, mm_result *r);
 int mm_guarded(mm *m, mm_result *r, mm_body *body, void *args);
 void mm_guard_install(void); /* the signal handler; again at each attach, since others install theirs */
 
-static inline void mm_note_hold(uint32_t what) { if (mm_guard_now) mm_guard_now->held |= what; }
-static inline void mm_note_release(uint32_t what) { if (mm_guard_now) mm_guard_now->held &= ~what; }
-static inline void mm_note_pin(uint32_t pin) { if (mm_guard_now) mm_guard_now->pin = pin; }
+/* Where they stand among the accesses that may fault, the compiler leaves them. */
+static inline void mm_note(uint32_t hold, uint32_t release)
+{
+    at_fence_signal();
+    if (mm_guard_now) mm_guard_now->held = (mm_guard_now->held | hold) & ~release;
+    at_fence_signal();
+}
+static inline void mm_note_pin(uint32_t pin)
+{
+    at_fence_signal();
+    if (mm_guard_now) mm_guard_now->pin = pin;
+    at_fence_signal();
+}
 
 #endif

@@ -69,11 +69,11 @@ static inline pthread_mutex_t *mm_mutex(mm *m, enum mm_hold which)
 static inline void mm_lock(mm *m, enum mm_hold which)
 {
     pthread_mutex_lock(mm_mutex(m, which));
-    mm_note_hold(which);
+    mm_note(which, 0);
 }
 static inline void mm_unlock(mm *m, enum mm_hold which)
 {
-    mm_note_release(which);
+    mm_note(0, which);
     pthread_mutex_unlock(mm_mutex(m, which));
 }
 
@@ -127,6 +127,8 @@ int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED
 void mm_announce(mm *m);                    /* epoch into the slot, full fence */
 void mm_publish_end(mm *m);
 uint64_t mm_oldest_pin(mm *m);              /* scans all slots, reaps dead ones; the caller holds the mutex */
+bool mm_somebody_announces(const mm *m);    /* acquire, slot by slot: a publish is under way, or died */
+void mm_reap_announcing(mm *m);             /* those of them that died; the caller holds the mutex */
 uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
 void mm_finish(mm *m);
 

@@ -141,18 +141,17 @@ static int adopt(mm *m, uint64_t pid, bool *fresh, mm_result *r)
     return MM_OK;
 }
 
-/* Looks for lost hints among a few ids, after somebody has reaped a dead process. */
+/* Looks for lost hints among a few ids, after somebody has reaped a dead process.  They count as looked at before they are: a page that
+ * is damaged costs one call an error, not every one; who dies here is reaped, and the sweep begins again. */
 static int sweep_some(mm *m, mm_result *r)
 {
     uint64_t from = at_load_relaxed(&m->g->sweep);
     if (from == MM_SWEEP_DONE) return MM_OK;
     uint64_t end = at_load_acquire(&m->g->max_pid), safe = pv_load_relaxed(&m->table_safe);
     if (end > safe) end = safe;
-    for (uint64_t pid = from < 2 ? 2 : from, k = 0; k < 32; pid++, k++) {
-        if (pid >= end) {
-            at_cas_acq_rel(&m->g->sweep, &from, MM_SWEEP_DONE); /* lost: another reaper asked again */
-            return MM_OK;
-        }
+    uint64_t pid = from < 2 ? 2 : from, stop = pid + 32 < end ? pid + 32 : end;
+    if (!at_cas_acq_rel(&m->g->sweep, &from, stop < end ? stop : MM_SWEEP_DONE)) return MM_OK; /* another one looks, or a reaper asked again */
+    for (; pid < stop; pid++) {
         uint64_t h = at_load_acquire(&m->table[pid]);
         mm_view v;
         bool helped, free = h == 0;
@@ -163,7 +162,6 @@ static int sweep_some(mm *m, mm_result *r)
         }
         if (free) hint_set(m, pid);
     }
-    at_cas_acq_rel(&m->g->sweep, &from, (from < 2 ? 2 : from) + 32);
     return MM_OK;
 }
 

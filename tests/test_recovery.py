@@ -15,9 +15,8 @@ import re
 import shutil
 import signal
 import struct
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,14 +32,6 @@ Model = dict[int, "list[int] | None"]  # numbers of the fragments of each page, 
 
 SEGMENT = 1 << 16
 NEVER = {"cache_capacity": 0, "page_consolidation_threshold": 4, "segment_size": SEGMENT}
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """A directory in memory, where a sync costs nothing: these tests sync a thousand times."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as name:
-        yield name
 
 
 def check(pc: Store, model: Model, bound: int) -> None:

@@ -16,7 +16,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,14 +33,6 @@ Dump = dict[int, Any]
 SEGMENT = 1 << 16
 CHUNK = 65536  # MM_SNAPSHOT_CHUNK
 BLOCK = 4096
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """A directory in memory, where a sync costs nothing."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as name:
-        yield name
 
 
 def dump(pc: Store, bound: int) -> Dump:
@@ -325,6 +317,43 @@ def test_snapshots_of_any_moment_of_concurrent_writes_change_nothing(
 
 
 # ---- they change nothing
+
+
+@pytest.mark.parametrize("where", ["open segment", "old lease"])
+def test_what_is_written_after_one_in_an_old_segment_is_found(memory: str, children: Children, where: str) -> None:
+    """In a segment that was open and in which nobody had a lease then, or in a lease in a segment that was full."""
+    path = os.path.join(memory, "store")
+    with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as keeper:
+        pid, _ = keeper.allocate([])
+        if where == "open segment":
+            path = loss.copy(path, path + "-copy")  # a recovery seals: this life begins with no lease at all
+        else:
+            with mmpc.open(path, mmpc.Append()) as other:
+                fill, key = other.allocate([])
+                while keeper.stats().segments < 3:
+                    key = other.replace(fill, key, [seal(fill, 0, 4000)])
+                _after(keeper, pid)
+                lost = loss.copy(path, path + "-copy")
+    if where == "open segment":
+        with mmpc.open(path, mmpc.Append()) as keeper:
+            with mmpc.open(path, mmpc.Append()) as other:
+                pid, _ = other.allocate([])
+            keeper.snapshot()
+            with mmpc.open(path, mmpc.Append()) as other:
+                other.append(pid, [seal(pid, 0)])
+                other.append(pid, [seal(pid, 1)])
+                other.flush()
+            lost = loss.copy(path, path + "-lost")
+    found, line = recover(children, lost, 10)
+    assert "beside snapshot-" in line
+    assert found[pid][0] == [0, 1]
+
+
+def _after(keeper: Store, pid: int) -> None:
+    keeper.snapshot()
+    keeper.append(pid, [seal(pid, 0)])
+    keeper.append(pid, [seal(pid, 1)])
+    keeper.flush()
 
 
 @pytest.mark.parametrize("same_boot", [False, True])

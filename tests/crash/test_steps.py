@@ -21,7 +21,7 @@ LONG = os.environ.get("MMPC_LONG") == "1"
 pytestmark = pytest.mark.steps
 
 SEED = os.environ.get("MMPC_SEED") or str(random.randrange(10**6))
-LIMIT = 3600 if LONG else 180  # seconds for one case; the driver has a watchdog for each place
+LIMIT = 3600 if LONG else 300  # seconds for one case; the driver has a watchdog for each place
 MOST = {"kill": 20, "stop": 10, "calls": 24, "inside": 12}  # places of a case in short form
 
 ALONE = ("create", "recover", "reboot")  # nobody else is in the store

@@ -91,6 +91,8 @@ static void forge(const store *s, uint64_t *random)
     }
 }
 
+static uint64_t seed_now;
+
 static void known(int rc, const char *verb) { MUST(rc >= MM_OK && rc <= MM_UNUSABLE, "%s answers %d", verb, rc); }
 
 static void use(mm *m)
@@ -139,6 +141,9 @@ static bool attach_and_use(const store *s)
     MUST(m || status, "mm_attach: no reason");
     if (!m) return false;
     use(m);
+    mm_last_fault(m, &r);
+    MUST(!r.file, "MMPC_SEED=%llu: a bound was not checked: the guard met a fault in file %u at %llu", (unsigned long long)seed_now, r.file,
+         (unsigned long long)r.offset);
     mm_close(m);
     mm_destroy(m);
     return true;
@@ -161,8 +166,6 @@ static void rebuild_and_use(const store *s)
     close_files_of(&c);
     if (!rc) attach_and_use(s);
 }
-
-static uint64_t seed_now;
 
 static void hung(int number)
 {

@@ -158,7 +158,8 @@ int step_on(step_child *c, uint64_t limit, const step_range *ranges, uint64_t n,
         ++*done;
         if (registers(c, PTRACE_GETREGSET, &r)) return lost(c);
         again = PC(r) == pc ? again + 1 : 0; /* a repeated string instruction copies byte by byte: not each is compared */
-        int changed = (n && again % STEP_REPEATED == 0 && step_compare(ranges, n)) || call;
+        /* Behind a system call a file may be shorter than its mapping: the caller looks. */
+        int changed = call || (n && again % STEP_REPEATED == 0 && step_compare(ranges, n));
         if (pcs && changed) pcs[*done - 1] |= STEP_CHANGED_BIT;
         if (PC(r) == c->home && SP(r) == c->frame) return STEP_RETURNED;
         if (call || (changed && !pcs)) return STEP_CHANGED;
