@@ -6,8 +6,8 @@ start. One process at a time writes, so what comes back is exact: all of it, or 
 
 from __future__ import annotations
 
-import logging
 import gc
+import logging
 import os
 import pickle
 import random
