@@ -39,7 +39,7 @@ void mm_os_unmap(uint8_t *p, uint64_t window)
 /* Allocates the bytes [from, to) of a file.  May be done twice and by several at once; never shrinks, never zero-fills by writes. */
 int mm_os_grow(int fd, uint64_t from, uint64_t to)
 {
-    if (MM_POINT_FAILS()) return ENOSPC;
+    if (MM_POINT_FAILS() || MM_POINT_IS_FULL()) return ENOSPC;
     if (to <= from) return 0;
     for (;;) {
         MM_DISK(mm_disk_hold());

@@ -7,7 +7,7 @@
 
 static struct {
     uint64_t passed, at;
-    int action, failing;
+    int action, failing, full;
 } points;
 
 void mm_point_hit(void)
@@ -17,6 +17,7 @@ void mm_point_hit(void)
     if (points.action == MM_POINT_KILL) kill(getpid(), SIGKILL);
     if (points.action == MM_POINT_STOP) kill(getpid(), SIGSTOP);
     if (points.action == MM_POINT_FAIL) points.failing = 1;
+    if (points.action == MM_POINT_FULL) points.full = 1;
 }
 
 /* Growth and sync ask here: true when the armed point lies at or before this one and asked for a failure. */
@@ -28,8 +29,12 @@ int mm_point_fails(void)
     return f;
 }
 
+/* Growth asks: from the armed point on there is no room. */
+int mm_point_full(void) { return points.full; }
+
 int mm_points_arm(uint64_t n, int action)
 {
+    points.full = 0;
     points.passed = 0;
     points.at = n;
     points.action = action;

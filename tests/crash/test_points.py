@@ -61,6 +61,8 @@ VERBS = [
     "get-consolidates-python",
 ]
 OPENING = ["create", "recover"]
+ROOMLESS = ["free", "free-warm", "get", "get-cached", "get-helps", "get-many", "get-page-frags"]
+ROOMLESS += ["flush", "stats", "close"]  # needs no room on the disk
 GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "bump-rts", "create", "recover"]
 
 
@@ -124,6 +126,15 @@ def test_stopped_anywhere_delays_nobody(build, name, memory, record_property):
 @pytest.mark.parametrize("name", GROWING)
 def test_growth_that_fails_changes_nothing(build, name, memory):
     passes(build, "fail", name, memory)
+
+
+@pytest.mark.parametrize("name", VERBS + OPENING if FULL else GROWING + ROOMLESS + ["append-many", "append-full-chain"])
+def test_a_disk_that_is_full_from_there_on_refuses_what_needs_room(build, name, memory):
+    """Reads, frees, flushes and leaving need none: the reserve, and what is allocated at creation and attaching."""
+    answer = passes(build, "full", name, memory)
+    assert answer["hit"] >= answer["points"] // STEP
+    if name in ROOMLESS:
+        assert answer["refused"] == 0
 
 
 def test_a_sync_that_fails_stops_the_store_for_all_until_it_is_reopened(build, memory):

@@ -33,7 +33,7 @@ from .kill_world import FRESH_TABLE, World, Wrong, must
 WATCHDOG = 20  # seconds for one access
 RENEWED = 40  # children after which a new store is made: in an old one everything takes more steps
 FAILURES = 3  # after so many the rest is not worth looking at
-ACTIONS = {"kill": 1, "stop": 2, "fail": 3}
+ACTIONS = {"kill": 1, "stop": 2, "fail": 3, "full": 4}
 warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # the watchdog is a thread
 _prctl = ctypes.CDLL(None).prctl
 
@@ -142,6 +142,7 @@ class Driver:
         self.mode, self.case, self.python, self.directory = mode, case, python, directory
         self.world: World | None = None
         self.hit = self.applied = self.stores = self.points = self.used = self.turn = 0
+        self.refused = 0  # accesses after which an operation failed
         self.lost_at = 0  # the access at which a death leaves a record without its commit word
         self.failures: list[str] = []
 
@@ -221,8 +222,10 @@ class Driver:
         elif self.alone:
             world.enter()
         self.hit += end != "done" or (self.mode == "fail" and not child.unused)
+        self.hit += self.mode == "full" and child.points >= n
+        self.refused += child.error is not None
         if end != "stopped":
-            must(child.error is None or self.mode == "fail", "an operation failed", child.reports)
+            must(child.error is None or self.mode in ("fail", "full"), "an operation failed", child.reports)
             if child.error == "StoreFailed" and not self.alone:
                 self.failed_store(world, model, child)
             else:
@@ -408,6 +411,7 @@ def main(mode: str, name: str, directory: str, step: str, seed: str) -> None:
         "points": driver.points,
         "hit": driver.hit,
         "applied": driver.applied,
+        "refused": driver.refused,
         "failures": driver.failures,
     }
     print(json.dumps({**answer, "seconds": round(time.monotonic() - start, 2)}))
