@@ -80,7 +80,7 @@ MUTANTS = [
                 "    at_store_relaxed(&rec->crc_commit, mm_committed(mm_checksum_header(payload_crc, rec)));\n",
             ),
         ),
-        ("rivals", "groups"),
+        ("rivals", "deaths"),
     ),
     Mutant(
         "epoch-steps-after-the-sync",
@@ -96,7 +96,7 @@ MUTANTS = [
                 SYNC_LOG + "    k->epoch = at_add_seq_cst(&m->g->epoch, 1);\n",
             ),
         ),
-        ("rivals", "writers"),
+        ("writers", "rivals", "leaders"),
     ),
     Mutant(
         "mark-before-the-sync-of-the-log",
@@ -224,7 +224,7 @@ MUTANTS = [
     Mutant(
         "epoch-not-above-what-was-discarded",
         (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
-        ("recovery", "writers"),
+        ("leaders", "recovery"),
     ),
     Mutant(
         "those-who-leave-together-do-not-flush",
