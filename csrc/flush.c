@@ -38,16 +38,16 @@ static int has_failed(mm *m, mm_result *r)
 
 /* The kernel tells each open file once that pages of it could not be written, but not those opened after somebody was told.  So a sync of
  * ours proves something only if no other process can have been told before we opened `log`: one whose sync began in an earlier epoch than we
- * were born in, and has not ended, or whose slot was reaped before it ended (`suspect`). */
+ * were born in, and has not ended, or whose slot was reaped before it ended (`suspect`, whichever: one death may hide another's). */
 static bool distrust(mm *m, uint64_t *suspect)
 {
-    *suspect = at_load_acquire(&m->g->suspect);
-    if (*suspect && *suspect < m->born) return true;
+    bool doubt = false;
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         uint64_t begun = at_load_acquire(&m->slots[i].syncing);
-        if (i != m->slot_index && begun && begun < m->born) return true;
+        doubt = doubt || (i != m->slot_index && begun && begun < m->born);
     }
-    return false;
+    *suspect = at_load_acquire(&m->g->suspect); /* after the slots: a reaper sets it before it clears theirs (model: suspect.pml) */
+    return doubt || *suspect;
 }
 
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
@@ -165,9 +165,15 @@ static int flush_to(mm *m, uint64_t target, mm_result *r)
  * one that died is told of by its reaper, and one that was helped by the helper. */
 static bool clean(mm *m)
 {
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        if (at_load_acquire(&m->slots[i].announce)) return false;
-    return at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
+    return !mm_somebody_announces(m) && at_load_acquire(&m->g->dirty) <= at_load_acquire(&m->g->stable);
+}
+
+/* The announcement of a dead slot would make every flush do work. */
+static void reap_announcing(mm *m)
+{
+    mm_lock(m, MM_HOLD_PUBLISH);
+    mm_reap_announcing(m);
+    mm_unlock(m, MM_HOLD_PUBLISH);
 }
 
 typedef struct flush_call { uint64_t lsn, *advanced; } flush_call;
@@ -182,9 +188,19 @@ static int flush_all(mm *m, void *args, mm_result *r)
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
     if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
     else if (lsn || !clean(m)) rc = flush_to(m, target, r);
+    if (!rc && !lsn && mm_somebody_announces(m)) reap_announcing(m);
     if (!rc) *c->advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);
     return rc;
+}
+
+/* For who has left, and has only the file: something was written since the newest flush. */
+int mm_control_dirty(int control)
+{
+    uint64_t stable, dirty; /* in this order: what is written in between counts */
+    int e = mm_os_read_at(control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, stable));
+    if (!e) e = mm_os_read_at(control, &dirty, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, dirty));
+    return !e && dirty > stable;
 }
 
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r)

@@ -127,6 +127,8 @@ int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED
 void mm_announce(mm *m);                    /* epoch into the slot, full fence */
 void mm_publish_end(mm *m);
 uint64_t mm_oldest_pin(mm *m);              /* scans all slots, reaps dead ones; the caller holds the mutex */
+bool mm_somebody_announces(const mm *m);    /* acquire, slot by slot: a publish is under way, or died */
+void mm_reap_announcing(mm *m);             /* those of them that died; the caller holds the mutex */
 uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
 void mm_finish(mm *m);
 

@@ -236,7 +236,8 @@ typedef struct mm_slot { /* written by its owner while its lock byte is held, an
     at_word pid;          /* process id in its own namespace: for people */
     at_word opened;       /* CLOCK_REALTIME, ns: for people */
     at_word syncing;      /* epoch of a sync in progress, or 0 (a death in between is noticed by who reaps) */
-    at_word spare0[4];
+    at_word helping;      /* calls that store a commit word for somebody else just now */
+    at_word spare0[3];
     at_word announce;     /* epoch loaded at the start of the publish in progress, or 0; counts as a pin */
     at_word lease;        /* address of the lease announced (before it is taken), or 0 */
     at_word lease_shape;  /* generation:32 | blocks:32 */
@@ -262,10 +263,11 @@ typedef struct mm_segment {
     at_word live;         /* signed bytes in reachable records; only steers */
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
-    at_word written;      /* epoch when its last lease ended that is no slot's any more: CAS-max */
+    at_word written;      /* epoch when its last lease ended that is no slot's any more, or MM_WRITTEN_ALWAYS: CAS-max */
     at_word spare[2];
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
+#define MM_WRITTEN_ALWAYS UINT64_MAX /* somebody helped a record in it: no epoch bounds when that commit word was stored */
 
 static inline uint64_t mm_segword(uint64_t state, uint64_t generation, uint64_t rest)
 {

@@ -67,6 +67,20 @@ int mm_verify(mm *m, const mm_view *v, mm_result *r)
     return MM_OK;
 }
 
+/* The author may be dead and reaped, so nobody else says that a flush has to cover the record.  A helper that dies in here is seen by its
+ * slot: whoever looks whether anything is dirty finds it `helping`, and its reaper raises `dirty` (model: clean.pml, HELP_COUNT).  And its lease may be no
+ * slot's any more: the segment is marked before the commit word is stored, for good, since a helper may be late (model: written.pml, HELP_STICKY). */
+static void help(mm *m, const mm_view *v, at_word *w, uint64_t word)
+{
+    if (m->slot) at_add_seq_cst(&m->slot->helping, 1); /* a rebuild has none, and nobody beside it */
+    at_max_release(&m->segments[v->address >> m->segment_shift].written, MM_WRITTEN_ALWAYS);
+    at_store_relaxed(w, mm_committed((uint32_t)word));
+    at_fence_full();
+    at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
+    at_add_relaxed(&m->g->helped, 1);
+    if (m->slot) at_add_seq_cst(&m->slot->helping, UINT64_MAX);
+}
+
 /* Helping: every helper stores the same bytes, and only a head word entitles to it (model: BLIND_HELP).  The fence stands between the
  * commit word and the colour, or LSN, that the caller loads next (model: fence.pml). */
 int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, mm_result *r)
@@ -82,12 +96,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
     if (word >> 32) return mm_corrupt(r, MM_FILE_LOG, v->address);
     rc = mm_verify(m, v, r); /* never commits what does not hold */
     if (rc) return rc;
-    at_store_relaxed(w, mm_committed((uint32_t)word));
-    at_fence_full();
-    uint64_t now = at_load_acquire(&m->g->epoch);
-    at_max_release(&m->g->dirty, now); /* its author died, or has not said so yet; a flush must cover it */
-    at_max_release(&m->segments[v->address >> m->segment_shift].written, now); /* its lease may be no slot's any more (rewrite.c) */
-    at_add_relaxed(&m->g->helped, 1);
+    help(m, v, w, word);
     *helped = true;
     return MM_OK;
 }

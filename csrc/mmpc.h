@@ -131,6 +131,7 @@ int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r);
 /* ---- durability ---------------------------------------------------------------------------------------------------- */
 
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r); /* lsn 0: everything so far; MM_LIMIT: an LSN never given */
+int mm_control_dirty(int control); /* 1: something was written since the newest flush; for who has left */
 int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r); /* the periodic flush, if it is due and ours; ns */
 int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
 

@@ -15,7 +15,7 @@
  *     and the dead, name the leases that are written to, also by an author who loaded a colour <= S and stored the commit word after S.
  *   - A lease that is no slot's any more was ended at an epoch that its segment has noted (`written`).  Below `stable`: it ended before the step
  *     of S, and all that its owner stored lies before the sync.
- *   - A commit word is also stored by whoever helps, in anybody's lease, however old: it notes the epoch in `written` likewise.
+ *   - A commit word is also stored by whoever helps, in anybody's lease, however old and late: it marks the segment for good before it does.
  *   - A segment header is written while its segment is PREPARING; it stays OPEN, or sealed with a lease of its own, or holds nothing.
  * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing; all others are rewritten.
  * A recovery reads this from the `control` of the life that failed: it is of this boot, else the page cache is not what that life left.

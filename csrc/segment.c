@@ -166,6 +166,7 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     at_store_relaxed(&s->salt, salt);
     at_store_relaxed(&s->opened, h.epoch);
     at_store_relaxed(&s->live, 0);
+    at_store_relaxed(&s->written, 0);
     at_store_relaxed(&s->fill, fill_word(generation, 1));
     return MM_OK;
 }

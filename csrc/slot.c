@@ -22,10 +22,12 @@ static void reap(mm *m, uint32_t i)
     for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);
     /* What it published last may have been seen and be in no flush; a sync of its own may have failed and told only it (C15). */
-    if (at_load_relaxed(&s->announce)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
-    if (at_load_relaxed(&s->syncing)) at_max_release(&m->g->suspect, at_load_relaxed(&s->syncing));
-    at_store_relaxed(&s->syncing, 0);
-    at_store_relaxed(&s->announce, 0); /* its last lease stays announced: the next owner's first lease names it */
+    if (at_load_relaxed(&s->announce) || at_load_relaxed(&s->helping)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
+    /* A step of the epoch: never the same value twice, so that who clears one clears what it saw. */
+    if (at_load_relaxed(&s->syncing)) at_max_release(&m->g->suspect, at_add_seq_cst(&m->g->epoch, 1) + 1);
+    at_store_release(&s->syncing, 0); /* after `suspect`, as `announce` and `helping` after `dirty` */
+    at_store_release(&s->helping, 0);
+    at_store_release(&s->announce, 0); /* its last lease stays announced: the next owner's first lease names it */
     at_store_relaxed(&m->g->sweep, 0); /* its private page-id candidates are hints that were lost */
     at_add_relaxed(&m->g->reaped, 1);
     uint64_t state = at_load_relaxed(&s->state);
@@ -54,6 +56,19 @@ uint64_t mm_reap_dead(mm *m)
     for (uint32_t i = 0; i < slots_used(m); i++)
         if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += reap_if_dead(m, i);
     return reaped;
+}
+
+bool mm_somebody_announces(const mm *m)
+{
+    for (uint32_t i = 0; i < slots_used(m); i++)
+        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) return true;
+    return false;
+}
+
+void mm_reap_announcing(mm *m)
+{
+    for (uint32_t i = 0; i < slots_used(m); i++)
+        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) reap_if_dead(m, i);
 }
 
 static int reap_all(mm *m, void *reaped, mm_result *r)
@@ -142,6 +157,8 @@ void mm_slot_release(mm *m)
     if (!s) return;
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_release(&s->pins[k], 0);
     at_store_release(&s->announce, 0);
+    if (at_load_relaxed(&s->helping)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch)); /* a fault ended a helper (guard.c) */
+    at_store_release(&s->helping, 0);
     uint64_t state = at_load_relaxed(&s->state);
     at_store_release(&s->state, (state & ~UINT64_C(255)) | MM_SLOT_FREE);
     mm_unlock_range(m->config.lock, m->slot_index, 1);

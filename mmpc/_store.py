@@ -442,16 +442,32 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
 
 
 def flush_after_last(options: Options) -> None:
-    """The last processes left at the same time, each thinking that another one stays: one of them comes back
-    to flush.
+    """Called by each process that has left: flushes what nobody else will.
+
+    Processes that leave at the same time each think that another one stays; and while the last one flushed, another
+    may have come, written, and left, relying on it.
     """
-    try:
-        config = _files.read_config(options.path)
-        attachment = _attach(config, options, locked=True) if config is not None else None
-    except (errors.MmpcError, OSError):
-        return
-    if attachment is not None:
+    while nobody_left(options.path) and _unflushed(options.path):
+        try:
+            config = _files.read_config(options.path)
+            attachment = _attach(config, options, locked=True) if config is not None else None
+        except (errors.MmpcError, OSError):
+            return
+        if attachment is None:
+            return  # somebody else has just asked the same, and looks after it
         error = settle(attachment, options.path)
         lib.mm_close(attachment.mm)
         if error is not None:
             raise error
+
+
+def _unflushed(path: str) -> bool:
+    """True when something was written since the newest flush."""
+    try:
+        fd = os.open(os.path.join(path, "control"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return bool(lib.mm_control_dirty(fd))
+    finally:
+        os.close(fd)

@@ -45,7 +45,8 @@ def open(
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
     good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
     that what any process writes is flushed within about that time: one flush a period, however many processes
-    ask for it, and none when nothing is dirty.  None, the default: who needs durability calls `flush`.
+    ask for it, and none when nothing is dirty; a `read_only` handle asks for none.  None, the default: who
+    needs durability calls `flush`.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -231,7 +232,9 @@ class PageCache(Verbs[T]):
 
     def make_stable(self, lsn: int) -> int:
         """Makes everything up to `lsn` (the `last_lsn` of a key) durable; returns how far `stable_lsn` rose.
-        ValueError for an LSN never given.
+
+        The key of a `get` has the LSN of the moment it was read: what it names may be durable already although
+        `stable_lsn` is smaller.  Errors: ValueError (an LSN never given), StoreFailed, DiskFullError.
         """
         _check_int("lsn", lsn, 0, 2**64 - 1)
         self._here()
@@ -391,8 +394,7 @@ class PageCache(Verbs[T]):
         last = _store.alone(self._attachment)
         error = _store.settle(self._attachment, options.path) if last else None
         lib.mm_close(mm)
-        if not last and _store.nobody_left(options.path):
-            _store.flush_after_last(options)
+        _store.flush_after_last(options)
         if error is not None:
             raise error
 

@@ -9,7 +9,7 @@
  *
  * Rules: recovery syncs `log`; takes D, the newest mark; counts the committed records with colour <= D that no pair in `config` discards; writes
  * the pair (D, E0], E0 above every colour met, D and all pairs, durably, if it met a colour above D; epoch = E0 + 1; the volatile files are there (from
- * now on a kill means a rebuild); flushes; writers enter.  Nothing is appended to segments of earlier lives.  A snapshot (a, b) helps the heads that it copies,
+ * now on a kill means a rebuild); flushes, or at least syncs `marks`; writers enter.  Nothing is appended to segments of earlier lives.  A snapshot (a, b) helps the heads that it copies,
  * then flushes (b), then gets its name; any with b <= D may be used, or none: its heads count, and of the other records only those
  * with colour >= a are looked at, in segments that were opened in its life or later.
  *
@@ -17,12 +17,13 @@
  * and at least what was flushed; a rebuild finds all that was committed; no version is missing below it (closure).
  *
  * Broken variants: NO_PAIR  PAIR_LATE (the pair is made durable by the first flush of the new life)  REPLACE (`config` keeps the newest pair only)
- * REBUILD_ALL (rebuild ignores the pairs)  E0_D (E0 = D + 1)  E0_MET (E0 above the colours met only)  EPOCH_E0 (epoch = E0)  NO_LOG_SYNC with E0_PAIRS
- * (E0 is not above earlier pairs, and recovery does not sync `log` first)  RESUME (leases of an earlier life are written on)  SNAP_UNCOMMITTED (a snapshot
+ * REBUILD_ALL (rebuild ignores the pairs)  E0_D (E0 = D + 1)  E0_MET (E0 above the colours met only)  EPOCH_E0 (epoch = E0)  E0_PAIRS (E0 is not
+ * above earlier pairs)  NO_LOG_SYNC (recovery does not sync `log` first)  RESUME (leases of an earlier life are written on)  SNAP_UNCOMMITTED (a snapshot
  * does not help the heads that it copies)  SNAP_EARLY with SNAP_ABOVE (a snapshot has its name before its mark is durable, and is used with b > D)
- * SNAP_EARLY with E0_SNAPS (E0 is not above the b of snapshots that could not be used)  MERGE_GAP (one pair from the lowest to the highest)
- * Must hold: E0_PAIRS (with the sync of `log`, E0 is above earlier pairs by itself)  MERGE (a new pair swallows the earlier ones that it contains or touches)
- * SNAP_EARLY (E0 above every b, used only with b <= D)  DROP (a recovery that read the whole log forgets pairs of which it met no colour)
+ * NO_MARKS_SYNC (recovery neither flushes nor syncs `marks`)  SNAP_EARLY (the same: used
+ * later, when D has passed b)  MERGE_GAP (one pair from the lowest to the highest)
+ * Must hold: MERGE (a new pair swallows the earlier ones that it contains or touches)
+ * SNAP_EARLY with SNAP_PAIRS (a snapshot whose b lies in a pair is never used)  DROP (a recovery that read the whole log forgets pairs of which it met no colour)
  */
 #ifndef OPS
 #define OPS 2
@@ -57,7 +58,13 @@ byte lastc;
 #ifdef SNAP_ABOVE
 #define USABLE(S, LIM) (true)
 #else
-#define USABLE(S, LIM) (sb[S] <= LIM)
+#define USABLE(S, LIM) (sb[S] <= LIM && !IN_PAIR(S))
+#endif
+#ifdef SNAP_PAIRS
+#define IN(S, K) (sb[S] > lo[K] && sb[S] <= hi[K])
+#define IN_PAIR(S) ((np > 0 && IN(S, 0)) || (np > 1 && IN(S, 1)) || (np > 2 && IN(S, 2)))
+#else
+#define IN_PAIR(S) false
 #endif
 inline counts(col, lim) {       /* -> ok */
     ok = (col <= lim); k = 0;
@@ -266,10 +273,18 @@ recovery:
         if :: cuts < CUTS -> cuts++; if :: atomic { power_loss(); boot = 0 } :: skip fi; goto recovery :: skip fi;
         d_step { boot = 1; seen = ver };                        /* the identity says: of this boot, being replaced; the rest was decided */
         if :: cuts < CUTS -> cuts++; if :: atomic { power_loss(); boot = 0 } :: skip fi; goto recovery :: skip fi;
-        d_step { flush() };
-        if :: cuts < CUTS -> cuts++; if :: atomic { power_loss(); boot = 0 } :: skip fi; goto recovery :: skip fi;
-        d_step {                                                /* its mark; writers enter */
-            mark = pmark; tip = ver; seen = ver; must = ver; ver = 0; tiprec = 255; lastc = 0; life++; era = epoch; D = 0; lim = 0;
+        if
+        :: d_step { flush() };
+           if :: cuts < CUTS -> cuts++; if :: atomic { power_loss(); boot = 0 } :: skip fi; goto recovery :: skip fi;
+           d_step { mark = pmark; must = ver }
+        :: d_step {                                             /* nothing to flush: but the mark that was believed is made durable */
+#ifndef NO_MARKS_SYNC
+               mark = pmark;
+#endif
+               if :: lim == D -> must = ver :: else fi }
+        fi;
+        d_step {                                                /* writers enter */
+            tip = ver; seen = ver; ver = 0; tiprec = 255; lastc = 0; life++; era = epoch; D = 0; lim = 0;
             i = tip + 1; do :: i < 12 -> truth[i] = 0; i++ :: else -> break od; i = 0;
 #ifdef RESUME
             sg = 0;

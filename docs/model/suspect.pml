@@ -31,8 +31,8 @@
 #ifndef KILLS
 #define KILLS 2
 #endif
-#ifndef ERRORS
-#define ERRORS 1
+#ifndef FAULTS
+#define FAULTS 1
 #endif
 #ifndef FLUSHES
 #define FLUSHES 1              /* of each process */
@@ -41,13 +41,13 @@
 #define WRITES 0
 #endif
 byte mem = 1, disk, all = 1; bool dirty = 1;     /* the page; all: ghost, records ever stored */
-byte err; bool told = 0; byte errors;   /* the file's error, and whether anybody was told of it */
+byte err; bool told = 0; byte faults;   /* the file's error, and whether anybody was told of it */
 byte epoch = 1, suspect, kills;
 bool failed, dead[NP];
 byte syncing[NP];
 
 inline lose() {
-    errors++; dirty = 0;
+    faults++; dirty = 0;
     if :: told || err == 0 -> err++; told = 0 :: else fi        /* one that nobody was told of yet is the same to all */
 #ifdef EVICT
     ; mem = disk
@@ -55,7 +55,7 @@ inline lose() {
 }
 inline write_back() {                   /* both in an atomic */
     if
-    :: dirty -> if :: disk = mem; dirty = 0 :: errors < ERRORS -> lose() fi
+    :: dirty -> if :: disk = mem; dirty = 0 :: faults < FAULTS -> lose() fi
     :: else
     fi
 }
@@ -156,7 +156,7 @@ again:
     s = 0; i = 0;
     goto again
 }
-proctype Kernel() { do :: atomic { dirty && errors < ERRORS -> lose() } od }     /* a write-back in the background; one that succeeds only helps */
+proctype Kernel() { do :: atomic { dirty && faults < FAULTS -> lose() } od }     /* a write-back in the background; one that succeeds only helps */
 proctype Writer() { byte n; do :: n < WRITES -> d_step { mem++; all++; dirty = 1; n++ } :: else -> break od }
 init { atomic { run Process(0); run Process(1); run Process(2);
 #ifdef FOUR

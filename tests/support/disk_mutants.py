@@ -12,6 +12,7 @@ Not here: fences and memory orders, since the trace is one order of all stores. 
   content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
 * A snapshot that has its name before its bytes are durable, or loses its predecessor before its name is durable.  One
   that is torn is passed over; operations in a directory come in their order; and the log still has all.
+* The last one flushes only after it has left: nobody can tell.
 * A recovery that does not sync the log first.  After a power loss all that it reads is on the disk; it matters where
   none was lost (a copied directory, a failed sync).
 """
@@ -174,7 +175,7 @@ MUTANTS = [
     ),
     Mutant(
         "lease-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + l->start, &h, sizeof h);\n", ""),),
+        (("csrc/segment.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
         ("writers",),
     ),
     Mutant(
@@ -209,8 +210,8 @@ MUTANTS = [
         (
             (
                 "csrc/snapshot.c",
-                "    *b = h.b = at_load_acquire(&m->g->stable);\n",
-                "    *b = h.b = at_load_acquire(&m->g->epoch);\n",
+                "    *w->b = h.b = at_load_acquire(&m->g->stable);\n",
+                "    *w->b = h.b = at_load_acquire(&m->g->epoch);\n",
             ),
         ),
         ("snapshots",),
@@ -226,23 +227,23 @@ MUTANTS = [
         ("recovery", "writers"),
     ),
     Mutant(
-        "the-last-one-does-not-flush",
+        "those-who-leave-together-do-not-flush",
         (
             (
                 "mmpc/pagecache.py",
-                "        error = _store.settle(self._attachment, options.path) if last else None\n",
-                "        error = None\n",
+                "        _store.flush_after_last(options)\n",
+                "",
             ),
         ),
         ("close",),
     ),
     Mutant(
-        "those-who-leave-together-do-not-flush",
+        "the-last-one-does-not-look-again",
         (
             (
                 "mmpc/pagecache.py",
-                "        if not last and _store.nobody_left(options.path):\n            _store.flush_after_last(options)\n",
-                "",
+                "        _store.flush_after_last(options)\n",
+                "        if not last:\n            _store.flush_after_last(options)\n",
             ),
         ),
         ("close",),

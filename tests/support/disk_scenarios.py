@@ -79,7 +79,7 @@ class Plan:
 def _live(path: str, work: Work, plan: Plan) -> None:
     """In a child."""
     _prctl(1, signal.SIGKILL)
-    number = {name: os.stat(os.path.join(path, name)).st_ino for name in os.listdir(path)}
+    number = {name: os.stat(os.path.join(path, name)).st_ino for name in ("table", "marks", "log")}
     lib.mm_disk_jitter(plan.seed, 150, plan.us, number[plan.linger])
     author = Author(open_store(path), plan.name, random.Random(plan.seed))
     if plan.die:
@@ -295,8 +295,11 @@ def close(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 2)
     world.leave(pc)
-    for _ in range(4):
+    for turn in range(4):
+        slow = [world.start(lambda a: a.some(2, flushes=0), linger="marks", us=15000) for _ in range(turn % 2)]
         world.together(*[lambda a: a.some(8, flushes=0)] * 3)
+        for child in slow:
+            child.result(PATIENCE)
         world.left()
     pc = open_store(world.path)
     Author(pc, 0, world.rng).append(2)

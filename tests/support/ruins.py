@@ -51,6 +51,10 @@ def build(path: str, killed: bool) -> Model:
         b.replace(pid, b.get(pid).key, [pid] * 3)
         b.append(pid, ["last"])
         model[pid] = [pid, pid, pid, "last"]
+    for n in range(20):  # so that the epochs have some bits
+        b.append(8, [n])
+        model[8].append(n)
+        a.flush()
     group(b, 8, model)
     a.flush()
     a.flush()
@@ -164,7 +168,7 @@ def own(path: str) -> None:
 
 # ---- what a reader gets
 
-_kept: list[Any] = []  # handles of this process: it leaves without a close, which would write
+kept: list[Any] = []  # handles of this process: it leaves without a close, which would write
 
 
 def read_all(path: str, model: Model) -> tuple[str, list[str]]:
@@ -199,7 +203,7 @@ def read_all(path: str, model: Model) -> tuple[str, list[str]]:
             assert isinstance(page, (mmpc.Meta, mmpc.Counter, mmpc.Unallocated)[min(pid, 2)]), f"WRONG: {page!r:.200}"
         except mmpc.CorruptionError as e:
             errors.append(f"page {pid}: {e}")
-    _kept.append(pc)
+    kept.append(pc)
     return ("error" if errors else "right"), errors
 
 
