@@ -101,12 +101,13 @@ static bool suspected(mm *m)
     return yes;
 }
 
+/* m->control is NULL where the file was cut short: all of the log is written again, as it is with a layout that is not ours. */
 static int rewrite_segments(mm *m)
 {
     const mm_identity *id = (const mm_identity *)m->control;
-    bool known = id->layout_version == MM_LAYOUT_VERSION && id->fingerprint == mm_layout_fingerprint(); /* else all of it */
-    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK, stable = at_load_relaxed(&m->g->stable);
-    uint64_t entries = (mm_os_size(m->config.control) - MM_CONTROL_SEGMENTS) / sizeof(mm_segment);
+    bool known = id && id->layout_version == MM_LAYOUT_VERSION && id->fingerprint == mm_layout_fingerprint();
+    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK, stable = known ? at_load_relaxed(&m->g->stable) : 0;
+    uint64_t entries = known ? (mm_os_size(m->config.control) - MM_CONTROL_SEGMENTS) / sizeof(mm_segment) : 0;
     void *chunk;
     if (known && !suspected(m)) return 0;
     int e = posix_memalign(&chunk, MM_BLOCK, CHUNK);
@@ -122,6 +123,7 @@ static int rewrite_segments(mm *m)
 /* The store goes on with this `control`: the next one has nothing to suspect, or a store that has failed. */
 static int settle(mm *m, mm_result *r)
 {
+    if (!m->control) return MM_OK; /* nobody can attach with it: a recovery follows */
     int e = rewrite_segments(m);
     if (!e) e = mm_os_sync(m->config.log);
     if (e) {
@@ -138,13 +140,14 @@ static int with_control(const mm_config *c, int (*work)(mm *, mm_result *), mm_r
 {
     memset(r, 0, sizeof *r);
     uint64_t window = mm_os_size(c->control) / MM_BLOCK * MM_BLOCK;
-    if (window < MM_CONTROL_SEGMENTS + MM_BLOCK) return mm_corrupt(r, MM_FILE_CONTROL, window);
+    if (window < MM_CONTROL_SEGMENTS + MM_BLOCK) window = 0;
     mm *m = calloc(1, sizeof *m);
     if (!m) return mm_os_failed(r, ENOMEM);
     m->config = *c;
     mm_set_limits(m);
-    int e = mm_os_map(c->control, window, &m->control), rc = e ? mm_os_failed(r, e) : MM_OK;
-    if (!rc) {
+    int e = window ? mm_os_map(c->control, window, &m->control) : 0, rc = e ? mm_os_failed(r, e) : MM_OK;
+    if (!rc && !window) rc = work(m, r);
+    else if (!rc) {
         m->g = (mm_globals *)(m->control + MM_CONTROL_GLOBALS);
         m->slots = (mm_slot *)(m->control + MM_CONTROL_SLOTS);
         m->segments = (mm_segment *)(m->control + MM_CONTROL_SEGMENTS);

@@ -1,8 +1,9 @@
 """Recovery: from a snapshot and the records of the log to the state that counts.
 
 Decides first, acts last: nothing that lasts is changed but `config`, which learns which colours were discarded before
-anybody can write, so that a record passed over once never counts again (docs/design.md, Choices). Cut off anywhere, it
-is done again from the start and finds the same.
+anybody can write, so that a record passed over once never counts again (docs/design.md, Choices). Of `log`, zeros at
+the end are cut off, and what a failed sync may have lost is written again. Cut off anywhere, it is done again from the
+start and finds the same.
 """
 
 from __future__ import annotations
