@@ -216,7 +216,7 @@ void mm_set_limits(mm *m)
     m->group_limit = m->segment_size - MM_BLOCK - sizeof(mm_lease_header);
     m->merge_kind = c->merge_kind;
     m->threshold = c->threshold;
-    m->tidy_depth = c->threshold + m->slot_index % 4; /* readers of one page do not all consolidate it at the same depth */
+    m->tidy_depth = c->threshold;
     m->max_depth = c->threshold < 31 ? c->threshold * 8 : 250; /* depth is a byte */
     m->uuid_seed = crc32c_extend(0, c->uuid, sizeof c->uuid);
     m->lease.next_size = MM_BLOCK;
@@ -247,9 +247,10 @@ static int attach(mm *m, mm_result *r)
     if (!m->alive) return mm_os_failed(r, errno);
     int e = mm_os_map_files(m);
     if (e) return mm_os_failed(r, e);
+    mm_set_limits(m); /* before the claim: a reaper looks into segments */
     mm_guard_install();
     int rc = mm_guarded(m, r, measure_and_claim, NULL);
-    if (!rc) mm_set_limits(m);
+    m->tidy_depth += m->slot_index % 4; /* readers of one page do not all consolidate it at the same depth */
     return rc;
 }
 

@@ -116,13 +116,13 @@ static void gather(mm *m)
     while (at_load_relaxed(&m->g->waiting) + 1 < crowd && mm_os_monotonic() - begun < most) mm_os_yield();
 }
 
-static int lead(mm *m, uint64_t turn, mm_result *r)
+static int lead(mm *m, uint64_t turn, uint64_t target, mm_result *r)
 {
     mm_lock(m, MM_HOLD_FLUSHING);
     gather(m);
     uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
     int rc = has_failed(m, r);
-    if (!rc) rc = flush_now(m, r);
+    if (!rc && at_load_acquire(&m->g->stable) < target) rc = flush_now(m, r); /* a thread before us may have done it */
     at_store_relaxed(&m->g->crowd, crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
     at_add_seq_cst(&m->g->flushed, 1);
@@ -156,7 +156,7 @@ static int flush_to(mm *m, uint64_t target, mm_result *r)
             }
             if (past < most || !at_cas_acq_rel(&m->g->leader, &leader, mine)) continue;
         }
-        rc = lead(m, mine, r);
+        rc = lead(m, mine, target, r);
         if (rc) return rc;
     }
 }

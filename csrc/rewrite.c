@@ -38,12 +38,12 @@ static bool on_disk(mm *m, uint64_t n, uint64_t stable)
 {
     uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
     if (state == MM_SEG_FREE) return true;
-    if (state != MM_SEG_SEALED || at_load_acquire(&m->segments[n].written) >= stable) return false;
+    if (state != MM_SEG_SEALED) return false;
     for (uint32_t i = 0; i < slots_used(m); i++) {
         uint64_t lease = at_load_acquire(&m->slots[i].lease), last = at_load_acquire(&m->slots[i].last_lease);
         if ((lease && lease >> m->segment_shift == n) || (last && last >> m->segment_shift == n)) return false;
     }
-    return true;
+    return at_load_acquire(&m->segments[n].written) < stable; /* after the leases: it is raised before one leaves its slot (model: written.pml) */
 }
 
 /* The bytes of a run that is no hole, from *at on, before `stop`: false when there is none. */

@@ -92,10 +92,12 @@ int mm_reap_all(mm *m, uint64_t *reaped) { return mm_guarded(m, NULL, reap_all, 
  * a lease and beginning it leaves the one before. */
 static void inherit_lease(mm *m, const mm_slot *s)
 {
+    const uint64_t left[] = { at_load_relaxed(&s->lease), at_load_relaxed(&s->last_lease) };
     mm_result ignored;
-    uint64_t last_lease = at_load_relaxed(&s->lease);
-    mm_segment *g = last_lease ? mm_segment_of(m, last_lease, &ignored) : NULL;
-    if (g) at_max_release(&g->written, at_load_acquire(&m->g->epoch));
+    for (unsigned i = 0; i < 2; i++) {
+        mm_segment *g = left[i] ? mm_segment_of(m, left[i], &ignored) : NULL;
+        if (g) at_max_release(&g->written, at_load_acquire(&m->g->epoch)); /* they are no slot's any more when ours begin (rewrite.c) */
+    }
     uint64_t fill = at_load_relaxed(&s->lease_fill), last = at_load_relaxed(&s->last_fill);
     m->lease.previous = fill ? at_load_relaxed(&s->lease) : last ? at_load_relaxed(&s->last_lease) : 0;
     m->lease.filled = fill ? fill : last;

@@ -1,7 +1,8 @@
 /* snapshot.c - the page table as it was, written while everybody goes on, and read by a recovery to have less of the log to read.
  *
  * It makes nothing true or false: what recoveries discarded stands in `config`, so a recovery without a snapshot, or with an older one, finds
- * the same (model: discard.pml).  A damaged one costs time.
+ * the same (model: discard.pml), but for a record that was published and that nobody committed, hence nobody has seen: a recovery
+ * removes the snapshots that it did not use, so that no later one decides otherwise.  A damaged one costs time.
  *
  * Order of the copy (models: reuse.pml, scan.pml).  a0 = epoch; fence; a = min(a0, the epochs announced by publishes under way): who is not
  * seen loads its colour later, so what the heads miss has a colour >= a.  Then, under one pin: the segment states, then the leases announced in the

@@ -40,6 +40,16 @@ def known_stable(fd: int, uuid: bytes) -> int:
     return stable if stable < epoch else 0
 
 
+def joined(pairs: tuple[tuple[int, int], ...], lo: int, hi: int) -> tuple[tuple[int, int], ...]:
+    """The pairs and (lo, hi], which is above all of them, as few as say the same.
+
+    It swallows those that it contains or touches, so `config` grows only by crashes with a flush in between; never over a
+    gap, in which colours count (model: discard.pml, MERGE).
+    """
+    apart = tuple(p for p in pairs if p[1] < lo)
+    return (*apart, (min([lo, *(p[0] for p in pairs if p[1] >= lo)]), hi))
+
+
 class Found:
     """What a recovery finds in the log, decides, and says.
 
@@ -91,7 +101,7 @@ class Found:
         epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1
         if not self.limited or newest <= self.durable:
             return epoch
-        discards = (*config.discards, (self.durable, epoch))
+        discards = joined(config.discards, self.durable, epoch)
         _files.write_config(
             self.path,
             Config(

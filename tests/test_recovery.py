@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import mmpc
+from mmpc import _recovery
 from support import loss
 from support.children import Children, Gate
 from support.sealed import numbers, seal
@@ -730,3 +731,23 @@ def test_a_mark_made_while_a_slot_takes_a_lease_lists_the_one_before(
             return error.file
 
     assert children.run(look) == ("log" if damaged else [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "lo", "hi", "expected"),
+    [
+        ((), 3, 7, ((3, 7),)),
+        (((3, 7),), 8, 12, ((3, 7), (8, 12))),  # colour 8 counts
+        (((3, 7),), 7, 12, ((3, 12),)),
+        (((3, 7),), 3, 12, ((3, 12),)),
+        (((1, 2), (3, 7)), 3, 12, ((1, 2), (3, 12))),
+        (((1, 2), (3, 7), (9, 10)), 6, 12, ((1, 2), (3, 12))),
+    ],
+)
+def test_discarded_pairs_are_joined_where_nothing_counts_between(
+    pairs: tuple[tuple[int, int], ...], lo: int, hi: int, expected: tuple[tuple[int, int], ...]
+) -> None:
+    kept = _recovery.joined(pairs, lo, hi)
+    assert kept == expected
+    inside = {c for c in range(20) if any(a < c <= b for a, b in (*pairs, (lo, hi)))}
+    assert inside == {c for c in range(20) if any(a < c <= b for a, b in kept)}
