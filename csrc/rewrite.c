@@ -121,8 +121,9 @@ static int rewrite_segments(mm *m)
 }
 
 /* The store goes on with this `control`: the next one has nothing to suspect, or a store that has failed. */
-static int settle(mm *m, mm_result *r)
+static int settle(mm *m, void *args, mm_result *r)
 {
+    (void)args;
     if (!m->control) return MM_OK; /* nobody can attach with it: a recovery follows */
     int e = rewrite_segments(m);
     if (!e) e = mm_os_sync(m->config.log);
@@ -136,7 +137,7 @@ static int settle(mm *m, mm_result *r)
     return MM_OK;
 }
 
-static int with_control(const mm_config *c, int (*work)(mm *, mm_result *), mm_result *r)
+static int with_control(const mm_config *c, mm_body *work, mm_result *r)
 {
     memset(r, 0, sizeof *r);
     uint64_t window = mm_os_size(c->control) / MM_BLOCK * MM_BLOCK;
@@ -144,22 +145,25 @@ static int with_control(const mm_config *c, int (*work)(mm *, mm_result *), mm_r
     mm *m = calloc(1, sizeof *m);
     if (!m) return mm_os_failed(r, ENOMEM);
     m->config = *c;
+    m->control_window = window;
     mm_set_limits(m);
+    mm_guard_install();
     int e = window ? mm_os_map(c->control, window, &m->control) : 0, rc = e ? mm_os_failed(r, e) : MM_OK;
-    if (!rc && !window) rc = work(m, r);
+    if (!rc && !window) rc = mm_guarded(m, r, work, NULL);
     else if (!rc) {
         m->g = (mm_globals *)(m->control + MM_CONTROL_GLOBALS);
         m->slots = (mm_slot *)(m->control + MM_CONTROL_SLOTS);
         m->segments = (mm_segment *)(m->control + MM_CONTROL_SEGMENTS);
-        rc = work(m, r);
+        rc = mm_guarded(m, r, work, NULL);
         mm_os_unmap(m->control, window);
     }
     free(m);
     return rc;
 }
 
-static int rewrite_and_report(mm *m, mm_result *r)
+static int rewrite_and_report(mm *m, void *args, mm_result *r)
 {
+    (void)args;
     int e = rewrite_segments(m);
     return e ? mm_os_failed(r, e) : MM_OK;
 }

@@ -43,8 +43,8 @@ def known_stable(fd: int, uuid: bytes) -> int:
 def joined(pairs: tuple[tuple[int, int], ...], lo: int, hi: int) -> tuple[tuple[int, int], ...]:
     """The pairs and (lo, hi], which is above all of them, as few as say the same.
 
-    It swallows those that it contains or touches, so `config` grows only by crashes with a flush in between; never over a
-    gap, in which colours count (model: discard.pml, MERGE).
+    It swallows those that it contains or touches, so `config` grows only by crashes with a flush in between; never
+    over a gap, in which colours count (model: discard.pml, MERGE).
     """
     apart = tuple(p for p in pairs if p[1] < lo)
     return (*apart, (min([lo, *(p[0] for p in pairs if p[1] >= lo)]), hi))

@@ -375,6 +375,12 @@ def test_every_entry_of_the_core_is_guarded() -> None:
     assert len(names) > 25
 
 
+def test_who_maps_installs_the_handler() -> None:
+    maps = {p.name for p in CSRC.glob("*.c") if re.search(r"= mm_os_map(_files)?\(", p.read_text())}
+    installs = {p.name for p in CSRC.glob("*.c") if "mm_guard_install();" in p.read_text()}
+    assert maps == installs
+
+
 if os.environ.get("MMPC_OTHER_FACE") is None:
 
     def test_the_other_face_passes_the_same_tests() -> None:
