@@ -16,7 +16,7 @@
 
 #define PATIENCE_LEAST UINT64_C(5000000)    /* ns that a leader is waited for, at least */
 #define PATIENCE_MOST UINT64_C(200000000)
-#define GATHER_MOST UINT64_C(60000)         /* ns that a leader waits for company, at most */
+#define GATHER_MOST UINT64_C(150000)        /* ns that a leader waits for company, at most */
 
 /* A failed sync is final: `failed` is set once, and every operation of every process asks it. */
 static int sync_failed(mm *m, int error, mm_result *r)
@@ -108,22 +108,27 @@ static int flush_now(mm *m, mm_result *r)
 
 /* ---- who flushes ------------------------------------------------------------------------------------------------------------------ */
 
-/* As many as the last flush served are likely to come back: a leader that waits for them a little serves them all with one sync. */
-static void gather(mm *m)
+/* Those whom the last flush served, and those who came during it, are likely to be back soon: a leader that waits for them a little serves them
+ * all with one sync.  False: they were not, and are not waited for the next time. */
+static bool gather(mm *m)
 {
     uint64_t crowd = at_load_relaxed(&m->g->crowd), most = at_load_relaxed(&m->g->flush_time) / 2, begun = mm_os_monotonic();
     if (most > GATHER_MOST) most = GATHER_MOST;
-    while (at_load_relaxed(&m->g->waiting) + 1 < crowd && mm_os_monotonic() - begun < most) mm_os_yield();
+    while (at_load_relaxed(&m->g->waiting) + 1 < crowd) {
+        if (mm_os_monotonic() - begun >= most) return false;
+        mm_os_yield();
+    }
+    return true;
 }
 
 static int lead(mm *m, uint64_t turn, uint64_t target, mm_result *r)
 {
     mm_lock(m, MM_HOLD_FLUSHING);
-    gather(m);
+    bool all = gather(m);
     uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
     int rc = has_failed(m, r);
     if (!rc && at_load_acquire(&m->g->stable) < target) rc = flush_now(m, r); /* a thread before us may have done it */
-    at_store_relaxed(&m->g->crowd, crowd);
+    at_store_relaxed(&m->g->crowd, all ? crowd + at_load_relaxed(&m->g->waiting) : crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
     at_add_seq_cst(&m->g->flushed, 1);
     mm_unlock(m, MM_HOLD_FLUSHING);

@@ -210,7 +210,7 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(leader);       /* who flushes for all: turn:48 | slot + 1:16; 0 = nobody.  A hint */
     MM_LINE(flushed);      /* futex (its low half): rises when a flush has ended */
     MM_LINE(waiting);      /* hint: how many came to wait since the last flush ended */
-    MM_LINE(crowd);        /* hint: how many the last flush served */
+    MM_LINE(crowd);        /* hint: how many the last flush served, and came during it */
     MM_LINE(flush_time);   /* ns that a flush takes, about */
     MM_LINE(flush_begun);  /* CLOCK_MONOTONIC, ns: when the last flush began; periodic ones are elected by it */
     MM_LINE(suspect);      /* epoch of a sync that a dead process may have seen fail; 0 = none */
