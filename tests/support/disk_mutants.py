@@ -68,7 +68,7 @@ MUTANTS = [
     ),
     Mutant(
         "commit-word-skipped-at-help",
-        (("csrc/log.c", "    at_store_relaxed(w, mm_committed((uint32_t)word));\n", ""),),
+        (("csrc/log.c", "    at_store_relaxed(w, mm_committed((uint32_t)word));\n", "    (void)w, (void)word;\n"),),
         ("deaths",),
     ),
     Mutant(
@@ -218,7 +218,7 @@ MUTANTS = [
     ),
     Mutant(
         "what-was-discarded-is-not-recorded",
-        (("mmpc/_recovery.py", "(*config.discards, (self.durable, epoch))", "config.discards"),),
+        (("mmpc/_recovery.py", "joined(config.discards, self.durable, epoch)", "config.discards"),),
         ("writers",),
     ),
     Mutant(
