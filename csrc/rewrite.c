@@ -148,7 +148,9 @@ static int with_control(const mm_config *c, mm_body *work, mm_result *r)
     m->control_window = window;
     mm_set_limits(m);
     mm_guard_install();
-    int e = window ? mm_os_map(c->control, window, &m->control) : 0, rc = e ? mm_os_failed(r, e) : MM_OK;
+    int e = 0;
+    if (window) e = mm_os_map(c->control, window, &m->control);
+    int rc = e ? mm_os_failed(r, e) : MM_OK;
     if (!rc && !window) rc = mm_guarded(m, r, work, NULL);
     else if (!rc) {
         m->g = (mm_globals *)(m->control + MM_CONTROL_GLOBALS);

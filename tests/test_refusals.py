@@ -25,8 +25,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can reach."""
-    path = Path(tempfile.mkdtemp(prefix="mmpc-refusals-"))
+    """A directory that every user can reach, also where $TMPDIR is not."""
+    public = next((d for d in ("/var/tmp", "/tmp", "/dev/shm") if os.access(d, os.W_OK | os.X_OK)), None)
+    path = Path(tempfile.mkdtemp(prefix="mmpc-refusals-", dir=public))
     path.chmod(0o755)
     yield path
     for top, names, _ in os.walk(path):
