@@ -10,9 +10,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from support import disk_mutants
+from support import disk_mutants, driving
 from support.disk_scenarios import SCENARIOS
 
 FULL = os.environ.get("MMPC_LONG") == "1"
@@ -67,19 +64,8 @@ def totals() -> Iterator[dict[str, int]]:
 
 def drive(build: Path, name: str, directory: Path, images: int) -> dict[str, Any]:
     """Runs one scenario; the driver's answer.  Nothing that it started is left behind."""
-    environment = {**os.environ, "PYTHONPATH": f"{build}{os.pathsep}{TESTS}"}
-    command = [sys.executable, "-P", "-m", "support.disk_driver", name, str(directory), str(images), SEED]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=LIMIT)
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    assert process.returncode == 0, f"exit status {process.returncode}, seed {SEED}\n{out}\n{err}"
+    args = ("-m", "support.disk_driver", name, str(directory), str(images), SEED)
+    out = driving.python(build, *args, limit=LIMIT, seed=SEED)
     answer: dict[str, Any] = json.loads(out)
     print(
         f"{name}: {answer['images']} images at {answer['points']} crash points ({answer['opening']} in a creation or "
