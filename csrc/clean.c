@@ -198,6 +198,7 @@ static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
     int rc = v->visit ? MM_OK : mm_segment_retire(m, v->number, r);
     c->retired += !v->visit && !rc;
     v->held = false;
+    if (!v->visit && !rc) at_add_relaxed(&m->g->cleaned, 1);
     return rc;
 }
 
@@ -252,6 +253,7 @@ static int clean_pinned(mm *m, void *args, mm_result *r)
         rc = mm_blame(m, work(m, c->effort, c->gain, c->report, r), r);
         mm_unlock(m, MM_HOLD_CLEANING);
     }
+    at_add_relaxed(&m->g->moved, c->report->moved);
     mm_leave(m, pin);
     return rc;
 }
@@ -286,7 +288,7 @@ int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_
     int rc = mm_guarded(m, r, clean_pinned, &c);
     if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
     if (rc) return rc;
-    if (report->retired && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
+    if ((report->retired || effort != MM_EFFORT_WRITER) && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
     if (!rc && (report->retired || effort != MM_EFFORT_WRITER)) rc = mm_guarded(m, r, give_back, &punched);
     return rc;
 }
@@ -298,13 +300,16 @@ int mm_clean_give_up(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-/* What a writer owes: it has taken `debt` bytes of the log since it last looked. */
+bool mm_clean_owed(const mm *m) { return pv_load_relaxed(&m->debt) >= m->segment_size / DEBT_SHARE && !pv_load_relaxed(&m->helping); }
+
+/* What the writers of this process owe, for what they have taken of the log since they were last asked.  It may take as long as that took: not with
+ * a lock of the caller's held. */
 void mm_clean_help(mm *m)
 {
     mm_clean_report report;
     mm_result ignored;
     uint64_t debt = pv_load_relaxed(&m->debt);
-    if (debt < m->segment_size / DEBT_SHARE || pv_load_relaxed(&m->helping) || !pv_cas(&m->debt, &debt, 0)) return;
+    if (!mm_clean_owed(m) || !pv_cas(&m->debt, &debt, 0)) return;
     pv_store(&m->helping, 1);
     mm_clean(m, MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
     pv_store(&m->helping, 0);
