@@ -303,7 +303,7 @@ class PageCache(Verbs[T]):
         segment holds damage, and is left as it is), StoreFailed, DiskFullError.
         """
         report = self._clean(errors.BACKGROUND, 1 << self._segment_shift())
-        return bool(report.retired or report.scanned)
+        return bool(report.retired or report.more)
 
     def _segment_shift(self) -> int:
         config = _files.read_config(self._options.path)
