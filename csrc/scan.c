@@ -209,16 +209,9 @@ static int read_segment(scan *s, uint64_t n)
 
 /* ---- the heads of a snapshot ------------------------------------------------------------------------------------------------- */
 
-/* A head counts, committed or not, if its segment still has the generation that the snapshot noted (C8).  Else the page has a newer record. */
-static int take_head(scan *s, uint64_t pid, uint64_t *head)
+/* A record that was read must stand for the page. */
+static int owe(scan *s, uint64_t pid)
 {
-    uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
-    if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
-    if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
-    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
-    if (mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
-    *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
         if (!more) return mm_os_failed(s->r, ENOMEM);
@@ -227,6 +220,22 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     }
     s->owed[s->owed_count++] = pid;
     return MM_OK;
+}
+
+/* A head counts, committed or not, if its segment still has the generation that the snapshot noted, and was not retired (C8).  Else the page has a
+ * newer record. */
+static int take_head(scan *s, uint64_t pid, uint64_t *head)
+{
+    uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift, end = address + MM_RECORD_HEADER;
+    if (n >= s->info->segments || end > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
+    uint64_t word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
+    bool there = mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32;
+    if (mm_segword_generation(word) && !there) {
+        *head = 0;
+        return owe(s, pid);
+    }
+    if (end > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    return there ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
 }
 
 static int take_heads(scan *s)

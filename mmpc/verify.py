@@ -366,7 +366,7 @@ class Check:
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
                 elif segment is None:
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
-                elif segment.generation == snapshot.entries[number] >> 32:
+                elif segment.generation == snapshot.entries[number] >> 32 and not log.gone(segment):
                     record = log.find(address)
                     if record is None or record.page != page:
                         self.findings.damage("log", address, f"the record that {snapshot.name} names is damaged", page)
