@@ -148,15 +148,27 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
 }
 
 /* The epoch at which this generation of the segment was retired, if the state that counts knows of it, or 0. */
-static uint64_t retired_at(const scan *s, uint64_t n, const mm_segment_header *h)
+static uint64_t retired_at(scan *s, uint64_t n, uint64_t *generation)
 {
     mm_segment_retired t;
     memcpy(&t, s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, sizeof t);
-    if (t.magic != MM_RETIRED_MAGIC || t.number != n || t.generation != h->generation) return 0;
-    if (t.crc != crc32c_extend(crc32c_word(s->m->uuid_seed, h->salt), (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
-    if (colour_counts(s, t.epoch)) return t.epoch;
-    s->doubtful[n] = true;
-    return 0;
+    if (t.magic != MM_RETIRED_MAGIC || t.number != n || (*generation && t.generation != *generation)) return 0;
+    if (t.crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
+    s->doubtful[n] = !colour_counts(s, t.epoch);
+    if (s->doubtful[n]) return 0;
+    *generation = t.generation;
+    return t.epoch;
+}
+
+/* A generation that is needed no more.  Its header may have been torn by who was about to use the segment again. */
+static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
+{
+    uint64_t epoch = retired_at(s, n, &generation);
+    if (!epoch) return false;
+    at_store_relaxed(&s->m->segments[n].since, epoch);
+    at_store_relaxed(&s->m->segments[n].word, mm_segword(MM_SEG_RETIRED, generation, MM_SLOTS));
+    s->read[n] = false;
+    return true;
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
@@ -167,6 +179,7 @@ static void adopt_segment(scan *s, uint64_t n)
     mm_segment *e = &m->segments[n];
     uint64_t base = n << m->segment_shift;
     if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
+        if (base + MM_BLOCK <= s->size && adopt_retired(s, n, 0)) return;
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -177,11 +190,8 @@ static void adopt_segment(scan *s, uint64_t n)
     at_store_relaxed(&e->salt, h.salt);
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
-    uint64_t retired = retired_at(s, n, &h);
-    at_store_relaxed(&e->since, retired);
-    at_store_relaxed(&e->word, mm_segword(retired ? MM_SEG_RETIRED : MM_SEG_SEALED, h.generation, MM_SLOTS));
-    s->read[n] = false;
-    if (retired) return;
+    if (adopt_retired(s, n, h.generation)) return;
+    at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
     const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);

@@ -145,20 +145,21 @@ def segment_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
     magic, sum_, generation, own, salt, epoch, stable, owner = SEGMENT_HEADER.unpack_from(data)
     if magic != SEGMENT_MAGIC or own != number or owner != uuid or sum_ != crc(data[12 : SEGMENT_HEADER.size]):
         return None
-    seed = crc_word(salt, crc(uuid))
-    return Segment(number, generation, salt, epoch, stable, seed, _retired_at(data, number, generation, seed))
+    retired = retired_at(data, number, uuid)
+    when = retired.retired if retired is not None and retired.generation == generation else 0
+    return Segment(number, generation, salt, epoch, stable, crc_word(salt, crc(uuid)), when)
 
 
-def _retired_at(data: bytes, number: int, generation: int, seed: int) -> int:
-    """The epoch at which this generation of the segment was retired, or 0."""
+def retired_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
+    """What a segment says of its retirement, which holds also while its header is being written anew."""
     if len(data) < RETIRED_AT + SEGMENT_RETIRED.size:
-        return 0
-    magic, sum_, of, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
-    if magic != RETIRED_MAGIC or of != generation or own != number:
-        return 0
-    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], seed):
-        return 0
-    return int(epoch)
+        return None
+    magic, sum_, generation, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
+    if magic != RETIRED_MAGIC or own != number:
+        return None
+    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], crc(uuid)):
+        return None
+    return Segment(number, generation, 0, 0, 0, 0, epoch)
 
 
 class Log:
@@ -218,7 +219,7 @@ class Log:
         base = number << self.shift
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
-        segment = segment_at(head, number, self.uuid)
+        segment = self._segment(head, number)
         if segment is None:
             if any(head[: SEGMENT_HEADER.size]):
                 self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
@@ -310,7 +311,14 @@ class Log:
 
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
-        return segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        return self._segment(self.read(number << self.shift, BLOCK), number)
+
+    def _segment(self, head: bytes, number: int) -> Segment | None:
+        """By its header, or, where that was torn by who was about to use it again, by its retirement."""
+        segment = segment_at(head, number, self.uuid)
+        if segment is None and (retired := retired_at(head, number, self.uuid)) is not None and self.gone(retired):
+            return retired
+        return segment
 
     # ---- looking up
 
