@@ -50,7 +50,7 @@ bool mm_viewed(mm *m, uint64_t segment, uint64_t generation)
 
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
 
-#define SPARE_SEGMENTS 2u /* FREE ones that keep their bytes, for who writes next */
+#define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */
 
 /* The first block stays: its header says which generation was retired.  A file system that cannot punch keeps the bytes. */
 static bool punch(mm *m, uint64_t n)
