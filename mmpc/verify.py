@@ -255,7 +255,7 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
-        limit = _EVERY_TIME if control.of_this_boot else self.marks.durable
+        limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
         self._required(log)
@@ -263,6 +263,7 @@ class Check:
         self._lost_marks(log)
         self._heads_of_snapshots(log)
         self._volatile(control, log)
+        log.judge_headers()
 
     def _tell(self, done: int) -> None:
         if self.progress is not None and self.log is not None:
@@ -328,13 +329,13 @@ class Check:
                 said = f"epoch {epoch} was durable, says {who}; the newest mark says {durable}"
                 self.findings.damage("marks", 0, said)
                 return
-        if durable == 0 and log.committed > 2 and "marks" in self.files.fds:
+        if durable == 0 and log.allocated and "marks" in self.files.fds:  # a creation ends with the first one
             self.findings.damage("marks", 0, "there is no mark")
 
     # ---- pages
 
     def _chains(self, log: Log) -> None:
-        """The newest version of each page, as it is and as a power loss would leave it."""
+        """The newest version of each page that counts, as it is and as a power loss would leave it."""
         for page, index in log.newest.items():
             log.judge_chain(log.record(index))
             durable = log.newest_durable.get(page)
@@ -344,14 +345,13 @@ class Check:
     def _heads_of_snapshots(self, log: Log) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
-            if snapshot.log_size > log.size:
-                self.findings.warn("log", log.size, f"{snapshot.name} was made when it had {snapshot.log_size} bytes")
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
                 if number >= len(snapshot.entries):
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
                 elif segment is None:
+                    log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
                 elif segment.generation == snapshot.entries[number] >> 32:
                     record = log.find(address)
@@ -361,6 +361,8 @@ class Check:
                         log.judge_chain(record)
 
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
+        if control.known and not control.failed:
+            _volatile.ask_for_headers(control, log)
         if not control.of_this_boot:
             if control.of_this_store:
                 stable, epoch = control.word("stable"), control.word("epoch")
