@@ -140,7 +140,8 @@ int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
 
 /* ---- mending ------------------------------------------------------------------------------------------------------------- */
 
-/* A sector that is neither whole nor zero, beside whole ones, says again what they say.  Which leases it listed is not known: it lists none. */
+/* A sector that is neither whole nor zero says again what the whole ones beside it say.  Which leases it listed is not known: it lists none.
+ * Beside zeros alone it is of a mark that was never finished, and becomes zeros. */
 static int mend(const mm_config *c, uint32_t slot, uint32_t block)
 {
     mark_block b;
@@ -148,19 +149,22 @@ static int mend(const mm_config *c, uint32_t slot, uint32_t block)
     int e = mm_os_read_at(c->marks, &b, sizeof b, block_offset(slot, block));
     if (e) return e < 0 ? EIO : e;
     judge(c, &b, slot, block, &k);
-    for (uint32_t i = 0; !e && k.epoch && i < MM_MARK_SECTORS; i++) {
+    for (uint32_t i = 0; !e && i < MM_MARK_SECTORS; i++) {
         mm_mark_sector *s = &b.sectors[i];
         if (sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || zero(s, sizeof *s)) continue;
         memset(s, 0, sizeof *s);
-        *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .epoch = k.epoch, .slot = slot, .place = block * MM_MARK_SECTORS + i };
-        s->crc = sector_crc(s, c->uuid);
+        if (k.epoch) {
+            *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .epoch = k.epoch, .slot = slot, .place = block * MM_MARK_SECTORS + i };
+            s->crc = sector_crc(s, c->uuid);
+        }
         e = mm_os_write_at(c->marks, s, sizeof *s, block_offset(slot, block) + i * sizeof *s);
     }
     return e;
 }
 
 /* A loss of power may leave a sector of a mark torn, and its slot may not be used again: it would look like damage for ever, and be one copy
- * less of what the mark says.  For who recovers, when all is decided; nobody is attached.  Cut off or not synced it has changed no epoch. */
+ * less of what the mark says.  For who recovers, when all is decided; nobody is attached, and mm_mark_newest found no block that hides what it
+ * said.  Cut off or not synced it has changed no epoch. */
 int mm_marks_mend(const mm_config *c, mm_result *r)
 {
     uint64_t size = mm_os_size(c->marks);
