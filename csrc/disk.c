@@ -185,6 +185,11 @@ void mm_disk_grew(int fd, uint64_t to)
     if (disk.area) append(MM_DISK_GROW, inode(fd), to, NULL, 0);
 }
 
+void mm_disk_cut(int fd, uint64_t size)
+{
+    if (disk.area) append(MM_DISK_CUT, inode(fd), size, NULL, 0);
+}
+
 /* A sync guarantees what memory held when it began. */
 uint64_t mm_disk_sync(int fd, uint64_t begun)
 {

@@ -91,7 +91,7 @@ class Driver:
             self.operations += life.history.operations
             last = number == len(lives) - 1
             share = images if len(lives) == 1 else images // 2 // (1 if last else len(lives) - 1)
-            self.judge(life, share, number)
+            self.judge(life, max(1, share), number)  # else the last few would never be drawn
             if not last and not self.failures:
                 start, known = self.crash(life, rng, number)
 
