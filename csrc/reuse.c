@@ -19,7 +19,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
                              .epoch = at_load_acquire(&m->g->epoch) };
     t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
-    at_copy(m->log + base + MM_RETIRED_OFFSET, &t, sizeof t);
+    at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);
     at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
     at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
