@@ -111,7 +111,8 @@ def main() -> int:
     path.write_text(
         json.dumps({"date": date, "seed": options.seed, "machine": where, "questions": results}, indent=1)
     )
-    pictures = [str(p) for name, result in results.items() if (p := draw(result, path.with_name(f"{path.stem}-{name}.svg")))]
+    drawn = [draw(result, path.with_name(f"{path.stem}-{name}.svg")) for name, result in results.items()]
+    pictures = [str(picture) for picture in drawn if picture is not None]
     figures = [figure for result in results.values() for figure in result["figures"]]
     missed = [figure["name"] for figure in figures if figure["missed"]]
     failed = [name for name, result in results.items() if "error" in result]

@@ -287,7 +287,7 @@ typedef struct mm_segment {
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
     at_word written;      /* epoch when its last lease ended that is no slot's any more, or MM_WRITTEN_ALWAYS: CAS-max */
-    at_word since;        /* CLAIMED: epoch of the claim; RETIRED: epoch when its last page had left.  Written by the owner before its CAS */
+    at_word since;        /* RETIRED: epoch when its last page had left and it had said so.  Written by its cleaner before the CAS */
     at_word looked;       /* hint: epoch when a cleaner last read it through */
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");

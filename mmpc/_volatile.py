@@ -173,7 +173,9 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
             continue
         if state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
             findings.damage("control", place, f"the entry of segment {number} does not fit its header")
-        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number) and not _gone_now(log, number):
+        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number):
+            if _gone_now(log, number):
+                continue
             findings.damage("control", place, f"segment {number} is said to be in state {state}, but holds data")
 
 

@@ -90,7 +90,7 @@ def _check_cleanup(threshold: object, skew: object) -> tuple[int, int]:
     if not 0.01 <= threshold <= 0.99:
         raise ValueError(f"segment_cleanup_threshold must be from 0.01 to 0.99, not {threshold}")
     _check_int("segment_cleanup_skew", skew, 0, 98)
-    return round(threshold * 100), int(skew)  # type: ignore[call-overload, no-any-return]
+    return round(threshold * 100), int(skew)  # type: ignore[call-overload]
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -296,8 +296,8 @@ class PageCache(Verbs[T]):
     # ---- space
 
     def attempt_gc(self) -> bool:
-        """Empties about one segment, if one is worth it (see `open`), and gives back what is free.  Writers do as much by
-        themselves while the log is too large; this is for quiet times.  True: something was done.
+        """Empties about one segment, if one is worth it (see `open`), and gives back what is free.  True: it did.
+        Writers do as much by themselves while the log is too large; this is for quiet times.
 
         Nothing that anybody reads changes, and nobody waits. Flushes if space waits for it.  Errors: CorruptionError (a
         segment holds damage, and is left as it is), StoreFailed, DiskFullError.

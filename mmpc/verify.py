@@ -320,8 +320,8 @@ class Check:
         return segment is not None and (segment.generation != generation or log.gone(segment))
 
     def _require(self, log: Log, address: int, generation: int, fill: int, who: str) -> bool:
-        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a segment
-        that was retired, or is used again, nothing is needed.
+        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a
+        segment that was retired, or is used again, nothing is needed.
         """
         if self._used_again(log, address >> log.shift, generation):
             return True
