@@ -361,8 +361,8 @@ class Log:
         return self._late[address]
 
     def segment(self, number: int) -> Segment | None:
-        """A segment of which something must be there; its header is read again if it did not hold before."""
-        found = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        """A segment of which something must be there, as its header says now: it may have been used again."""
+        found = segment_at(self.read(number << self.shift, BLOCK), number, self.uuid) or self.segments.get(number)
         if found is None:
             self.missed.add(number)
         return found

@@ -386,6 +386,36 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
     return attachment
 
 
+class Held:
+    """Nothing that can be read of a live store is used again while this lasts: a pin, for who reads its files beside
+    the core. Where nobody is attached, or it cannot be attached to, nothing is held.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._attachment: Attachment | None = None
+        self._pin = ffi.new("uint32_t *")
+
+    def __enter__(self) -> Held:
+        try:
+            config = _files.read_config(self.path)
+            if config is not None and not nobody_left(self.path):
+                self._options = Options(self.path, config.materializer, 0, 200, None, False)
+                self._attachment = _attach(config, self._options)
+        except (errors.MmpcError, OSError):
+            self._attachment = None
+        if self._attachment is not None and lib.mm_pin(self._attachment.mm, self._pin, ffi.NULL) != errors.OK:
+            self._attachment = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._attachment is not None:
+            lib.mm_unpin(self._attachment.mm, self._pin[0])
+            lib.mm_close(self._attachment.mm)
+            self._attachment = None
+            flush_after_last(self._options)
+
+
 # ---- leaving
 
 

@@ -172,6 +172,8 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
                 findings.damage("log", log.size, f"segment {number} lies beyond the end", None)
             continue
         if state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
+            if _fits_now(control, log, number, place):
+                continue
             findings.damage("control", place, f"the entry of segment {number} does not fit its header")
         elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number):
             if _gone_now(log, number):
@@ -191,6 +193,18 @@ def ask_for_headers(control: Control, log: Log) -> None:
 
 def _holds_leases(log: Log, number: int) -> bool:
     return any(address >> log.shift == number for address in log.leases)
+
+
+def _fits_now(control: Control, log: Log, number: int, place: int) -> bool:
+    """Whether entry and header agree when they are read again: the segment is used again just now."""
+    for _ in range(3):
+        entry = SEGMENT_ENTRY.unpack(os.pread(control.fds["control"], SEGMENT_ENTRY_SIZE, place))
+        segment = log.segment_now(number)
+        if entry[0] & 15 not in IN_USE:
+            return True
+        if segment is not None and (entry[0] >> 4 & 0xFFFFFF, entry[3]) == (segment.generation, segment.salt):
+            return True
+    return False
 
 
 def _gone_now(log: Log, number: int) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, _volatile, errors
+from . import _files, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
 from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, SEGMENT_MAGIC
@@ -104,7 +104,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
 
     Judged are `config`, the marks, the snapshots, the headers of segments and leases, every record, the groups, what
     must be whole by the marks and by later leases, the chain of each page's newest version, now and as a power loss
-    would leave it, and, if they are of this boot, `control` and the head words. Anybody may use the store meanwhile.
+    would leave it, and, if they are of this boot, `control` and the head words. Anybody may use the store meanwhile:
+    where damage is found while others write it is looked at again under a pin, so that nothing is used again meanwhile.
 
     `progress(done, total)` is called now and then with bytes. The result is a `Report`; damage is no exception.
     Errors: FileNotFoundError (no such directory); IncompatibleStore (no store, or of another format); PermissionError.
@@ -117,7 +118,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     for _ in range(2):
         if report.ok or before == _changing(where):
             break
-        report, before = _once(where, progress)
+        with _store.Held(where):
+            report, before = _once(where, progress)
     report.seconds = time.monotonic() - begun
     return report
 
