@@ -59,7 +59,7 @@ CONTROL_SEGMENTS = CONTROL_SLOTS + SLOTS * 1024
 SLOT_SIZE = 1024
 SLOT_LEASES = Struct("<QQQQ")  # announce, lease, lease_shape, lease_fill; at SLOT_LEASES_AT of a slot
 SLOT_LEASES_AT = 64
-SEGMENT_ENTRY = Struct("<QQQQQQ16x")  # word, fill, live, salt, opened, written
+SEGMENT_ENTRY = Struct("<QQQQQQQQ")  # word, fill, live, salt, opened, written, since, looked
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
 # Offsets of the globals that are judged; each is one word.

@@ -2,7 +2,7 @@
 
 Somebody may write to the log meanwhile. A lease is read in one piece, after `marks`; what a writer was just about to
 write ends it, as it ends the scan of a recovery. Who needs a record that was not there yet asks `find`, which looks
-again.
+again. A segment may be used again meanwhile, too: who found something wrong asks `segment_now`, or `look`.
 """
 
 from __future__ import annotations
@@ -219,6 +219,9 @@ class Log:
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
         segment = segment_at(head, number, self.uuid)
+        if segment is None and any(head[: SEGMENT_HEADER.size]):  # a writer may be at it
+            head = self.read(base, BLOCK)
+            segment = segment_at(head, number, self.uuid)
         if segment is None:
             if any(head[: SEGMENT_HEADER.size]):
                 self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
@@ -226,7 +229,7 @@ class Log:
         if any(head[SEGMENT_HEADER.size : RETIRED_AT]) or any(head[RETIRED_AT + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         self.segments[number] = segment
-        if self.gone(segment):
+        if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
             return
         at = base + BLOCK
         while at + BLOCK <= end:
@@ -304,6 +307,11 @@ class Log:
         """It was retired in a state that counts: nothing in it is needed, and it may be overwritten."""
         return segment.retired > 0 and self.counted(segment.retired)
 
+    def needed(self, address: int, generation: int) -> bool:
+        """A lease of this generation is needed still: its segment was not retired, and is not used again."""
+        segment = self.segment_now(address >> self.shift)
+        return segment is None or (segment.generation <= generation and not self.gone(segment))
+
     def counted(self, epoch: int) -> bool:
         """Whether what was said at an epoch belongs to the state that counts."""
         return epoch <= self.limit and not any(lo < epoch <= hi for lo, hi in self.discards)
@@ -336,12 +344,12 @@ class Log:
         if index is not None:
             return self.record(index)
         if address not in self._late:
-            self._late[address] = self._look(address)
+            self._late[address] = self.look(address)
         return self._late[address]
 
-    def _look(self, address: int) -> Record | None:
-        number = address >> self.shift
-        segment = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+    def look(self, address: int) -> Record | None:
+        """The whole record that is at an address now."""
+        segment = self.segment_now(address >> self.shift)
         inside = address & (1 << self.shift) - 1
         if segment is None or inside < BLOCK + LEASE_HEADER.size or address % 8:
             return None
@@ -361,7 +369,7 @@ class Log:
     def refresh(self, address: int) -> Lease | None:
         """The lease at an address as it is now: its end may have moved since it was read."""
         number = address >> self.shift
-        segment = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        segment = self.segment_now(number)
         room = ((number + 1) << self.shift) - address
         if segment is None or address % BLOCK or room < BLOCK:
             return None
@@ -376,22 +384,18 @@ class Log:
 
     # ---- judging pages
 
-    def judge_chain(self, record: Record) -> None:
-        """What is wrong with the chain under a record becomes damage."""
-        found = self.chain(record)
-        if isinstance(found, Problem):
-            self.findings.damage(found.file, found.offset, found.message, found.page)
-
-    def chain(self, record: Record) -> list[Record] | Problem:
+    def chain(
+        self, record: Record, find: Callable[[int], Record | None] | None = None
+    ) -> list[Record] | Problem:
         """The chain under a record, newest first, or the first thing that is wrong with it."""
-        page, chain = record.page, [record]
+        page, chain, find = record.page, [record], find or self.find
         while True:
             wrong = self._wrong_in(record)
             if wrong is not None:
                 return Problem("log", record.address, wrong, page)
             if record.kind in (BASE, FREE):
                 return chain
-            older = self.find(record.prev)
+            older = find(record.prev)
             if older is None:
                 what = f"the record that the one at {record.address} continues is damaged"
                 return Problem("log", record.prev, what, page)

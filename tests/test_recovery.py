@@ -648,17 +648,17 @@ def crc(data: bytes, start: int = 0) -> int:
     return start
 
 
-def forge_mark(path: str, leases: list[tuple[int, int]]) -> None:
-    """Rewrites the newest mark to list these leases."""
+def forge_mark(path: str, leases: list[tuple[int, int, int]]) -> None:
+    """Rewrites the newest mark to list these leases: address, fill, generation."""
     data, uuid = bytearray(loss.get(path, "marks")), loss.get(path, "config")[48:64]
     epochs = {at: struct.unpack_from("<Q", data, at + 16)[0] for at in range(0, 16 * 4096, 512)}
     newest = max(epochs.values())
-    pairs = b"".join(struct.pack("<QQ", *lease) for lease in leases)
+    pairs = b"".join(struct.pack("<QII", *lease) for lease in leases)
     for at in (at for at, epoch in epochs.items() if epoch == newest):
-        slot, place = struct.unpack_from("<II", data, at + 24)
+        slot, place, segments, discarded = struct.unpack_from("<IIQQ", data, at + 24)
         first = place % 8 == 0
-        body = struct.pack("<IQII", len(leases) if first else 0, newest, slot, place) + (pairs if first else b"")
-        body = body.ljust(500, b"\0")
+        body = struct.pack("<IQIIQQ", len(leases) if first else 0, newest, slot, place, segments, discarded)
+        body = (body + (pairs if first else b"")).ljust(500, b"\0")
         data[at : at + 512] = b"MMPCmark" + struct.pack("<I", crc(body, crc(uuid))) + body
     loss.put(path, "marks", bytes(data))
 
@@ -684,7 +684,7 @@ def test_a_lease_that_had_just_begun_at_the_flush_guards_the_one_before_it(
         assert begun != lease
         lost = loss.copy(path, path + "-copy")
     loss.put(lost, "marks", marks)
-    forge_mark(lost, [(begun, 48)])
+    forge_mark(lost, [(begun, 64, 1)])
     if damaged:
         data = bytearray(loss.get(lost, "log"))
         data[third + 45] ^= 1
@@ -715,7 +715,7 @@ def test_a_mark_made_while_a_slot_takes_a_lease_lists_the_one_before(
             third = address(pc, pid)
             with open(os.path.join(path, "control"), "r+b", buffering=0) as f:
                 word = lambda at: struct.unpack("<Q", os.pread(f.fileno(), 8, slot + at))[0]  # noqa: E731
-                for at, value in ((120, 0), (112, word(72)), (120, word(88)), (88, 0), (72, 1 << 20)):
+                for at, value in ((120, 0), (40, word(80)), (112, word(72)), (120, word(88)), (88, 0), (72, 1 << 20)):
                     os.pwrite(f.fileno(), struct.pack("<Q", value), slot + at)
             keeper.flush()
             lost = loss.copy(path, path + "-copy")
