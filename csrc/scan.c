@@ -318,7 +318,7 @@ static int check_required(scan *s)
     return rc;
 }
 
-/* Above all epochs that the life that ended knew: a mark that says as much is one of the next life. */
+/* Above all epochs that the life that ended knew, and what is discarded of it now: a mark that says as much is one of the next life. */
 static uint64_t next_epoch(const scan *s)
 {
     mm_mark mark;
@@ -326,7 +326,7 @@ static uint64_t next_epoch(const scan *s)
     if (mm_mark_newest(&s->m->config, &mark, s->r) == MM_OK && mark.epoch > epoch) epoch = mark.epoch;
     for (uint32_t i = 0; i < s->pairs; i++)
         if (s->discards[2 * i + 1] > epoch) epoch = s->discards[2 * i + 1];
-    return epoch + 1;
+    return epoch + (s->report->max_colour > s->limit ? 2 : 1); /* + 1 is the end of the pair that is to come (mmpc/_recovery.py) */
 }
 
 /* What the life that was discarded said of the retirement of segments must not be believed later, when epochs have gone on. */
@@ -345,7 +345,8 @@ static void end_leases(scan *s)
         const found_lease *l = &s->leases[i];
         if (!l->open) continue;
         mm_lease_header *h = (mm_lease_header *)(s->m->log + l->address);
-        at_store_relaxed(&h->end_epoch, epoch);
+        at_store_relaxed(&h->end, 0); /* in this order: cut off anywhere, it says something whole, or nothing */
+        at_store_release(&h->end_epoch, epoch);
         at_store_release(&h->end, (uint64_t)mm_lease_end_crc(l->seed, l->address, l->end - l->address, epoch) << 32 | (l->end - l->address));
     }
 }

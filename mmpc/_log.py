@@ -161,6 +161,15 @@ def _retired_at(data: bytes, number: int, generation: int, seed: int) -> int:
     return int(epoch)
 
 
+def _of_earlier(data: bytes, number: int, generation: int) -> bool:
+    """Nothing is said of the retirement of this generation: zeros, or what was said of an earlier one."""
+    said = data[RETIRED_AT : RETIRED_AT + SEGMENT_RETIRED.size]
+    if not any(said):
+        return True
+    magic, _sum, of, own, _epoch = SEGMENT_RETIRED.unpack(said)
+    return bool(magic == RETIRED_MAGIC and own == number and of < generation)
+
+
 class Log:
     """Everything that is whole in the log, in order of address.
 
@@ -228,6 +237,8 @@ class Log:
             return
         if any(head[SEGMENT_HEADER.size : RETIRED_AT]) or any(head[RETIRED_AT + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
+        if not segment.retired and not _of_earlier(head, number, segment.generation):
+            self.findings.warn("log", base + RETIRED_AT, "what the segment says of its retirement is damaged")
         self.segments[number] = segment
         if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
             return
@@ -239,6 +250,8 @@ class Log:
                 at += BLOCK
                 continue
             self.leases[at] = lease
+            if not lease.ended and any(head[LEASE_SUMMED : LEASE_SUMMED + 8]):
+                self.findings.warn("log", at + LEASE_SUMMED, "what the lease says of its end is damaged")
             n = min(at + lease.size, end) - at
             self._scan_lease(lease, head if n == BLOCK else self.read(at, n), segment.seed)
             at += lease.size

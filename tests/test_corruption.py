@@ -25,6 +25,8 @@ from mmpc._layout import (
     CONTROL_SLOTS,
     GLOBALS,
     LEASE_HEADER,
+    LEASE_SUMMED,
+    MARK_SECTOR,
     WORDS_OFFSET,
     crc,
 )
@@ -438,12 +440,12 @@ def test_a_lease_without_records_does_not_hide_damage_before_it(folder: str, chi
     assert log.leases[second].previous == first
     model = [0, *range(sum(first < a < second for a in log.addresses) - 3)]  # but for pages 0, 1 and its base
     data, marks = bytearray(image.files["log"]), bytearray(image.files["marks"])
-    data[second + LEASE_HEADER.size : second + 4096] = bytes(4096 - LEASE_HEADER.size)
+    data[second + LEASE_SUMMED : second + 4096] = bytes(4096 - LEASE_SUMMED)  # it has not ended
     config = parse_config(image.files["config"])
     assert isinstance(config, Config)
     for _what, at, _n in sectors:
-        if word(marks, at + 32) == second:
-            marks[at + 40 : at + 48] = LEASE_HEADER.size.to_bytes(8, "little")
+        if word(marks, at + MARK_SECTOR.size) == second:
+            marks[at + 56 : at + 60] = LEASE_HEADER.size.to_bytes(4, "little")
             marks[at + 8 : at + 12] = crc(marks[at + 12 : at + 512], crc(config.uuid)).to_bytes(4, "little")
     changed: dict[str, bytes | None] = {"log": bytes(data), "marks": bytes(marks)}
     image.model = {2: model}
