@@ -167,7 +167,7 @@ def _of_earlier(data: bytes, number: int, generation: int) -> bool:
     if not any(said):
         return True
     magic, _sum, of, own, _epoch = SEGMENT_RETIRED.unpack(said)
-    return bool(magic == RETIRED_MAGIC and own == number and of < generation)
+    return bool(magic == RETIRED_MAGIC and own == number and of != generation)
 
 
 class Log:
@@ -323,7 +323,7 @@ class Log:
     def needed(self, address: int, generation: int) -> bool:
         """A lease of this generation is needed still: its segment was not retired, and is not used again."""
         segment = self.segment_now(address >> self.shift)
-        return segment is None or (segment.generation <= generation and not self.gone(segment))
+        return segment is None or (segment.generation == generation and not self.gone(segment))
 
     def counted(self, epoch: int) -> bool:
         """Whether what was said at an epoch belongs to the state that counts."""
