@@ -23,7 +23,8 @@ import pytest
 
 import mmpc
 from mmpc import _recovery
-from support import loss
+from mmpc._layout import LEASE_HEADER
+from support import forging, loss
 from support.children import Children, Gate
 from support.sealed import numbers, seal
 
@@ -639,30 +640,6 @@ def test_a_damaged_newest_record_gives_way_to_no_older_one(
     assert children.run(look) == ([1] if whole else ("log", True))
 
 
-def crc(data: bytes, start: int = 0) -> int:
-    """CRC-32C without inversions, docs/format.md."""
-    for byte in data:
-        start ^= byte
-        for _ in range(8):
-            start = start >> 1 ^ (0x82F63B78 if start & 1 else 0)
-    return start
-
-
-def forge_mark(path: str, leases: list[tuple[int, int, int]]) -> None:
-    """Rewrites the newest mark to list these leases: address, fill, generation."""
-    data, uuid = bytearray(loss.get(path, "marks")), loss.get(path, "config")[48:64]
-    epochs = {at: struct.unpack_from("<Q", data, at + 16)[0] for at in range(0, 16 * 4096, 512)}
-    newest = max(epochs.values())
-    pairs = b"".join(struct.pack("<QII", *lease) for lease in leases)
-    for at in (at for at, epoch in epochs.items() if epoch == newest):
-        slot, place, segments, discarded = struct.unpack_from("<IIQQ", data, at + 24)
-        first = place % 8 == 0
-        body = struct.pack("<IQIIQQ", len(leases) if first else 0, newest, slot, place, segments, discarded)
-        body = (body + (pairs if first else b"")).ljust(500, b"\0")
-        data[at : at + 512] = b"MMPCmark" + struct.pack("<I", crc(body, crc(uuid))) + body
-    loss.put(path, "marks", bytes(data))
-
-
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_lease_that_had_just_begun_at_the_flush_guards_the_one_before_it(
     memory: str, children: Children, damaged: bool
@@ -684,7 +661,7 @@ def test_a_lease_that_had_just_begun_at_the_flush_guards_the_one_before_it(
         assert begun != lease
         lost = loss.copy(path, path + "-copy")
     loss.put(lost, "marks", marks)
-    forge_mark(lost, [(begun, 64, 1)])
+    forging.mark(lost, [(begun, LEASE_HEADER.size, forging.scanned(lost).segments[begun >> 23].generation)])
     if damaged:
         data = bytearray(loss.get(lost, "log"))
         data[third + 45] ^= 1
