@@ -269,7 +269,7 @@ void mm_segment_abandon(mm *m, uint32_t slot, bool dead)
         switch (mm_segword_state(w)) {
         case MM_SEG_PREPARING: mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
         case MM_SEG_OPEN: if (unused(m, n, w)) mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
-        case MM_SEG_CLAIMED: if (dead) mm_segment_step(m, n, &w, MM_SEG_SEALED, slot); break;
+        case MM_SEG_CLAIMED: if (dead) mm_segment_unclaim(m, n, &w, slot); break;
         case MM_SEG_PUNCHING: if (dead) mm_segment_step(m, n, &w, MM_SEG_HOLE, 0); break;
         default: break;
         }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc._layout import LEASE_HEADER, LEASE_SUMMED, SEGMENT_RETIRED
+from mmpc._layout import CONTROL_SEGMENTS, LEASE_HEADER, LEASE_SUMMED, SEGMENT_ENTRY_SIZE, SEGMENT_RETIRED
 from mmpc._log import Lease
 from mmpc._native import ffi, lib
 from support import forging, loss
@@ -195,6 +195,40 @@ def test_a_retirement_that_was_discarded_is_forgotten(path: str, children: Child
     assert children.run(opened, lost, [pid]) == [[0]]
     assert forging.retired(lost, 0) == bytes(SEGMENT_RETIRED.size)
     assert children.run(opened, lost, [pid], "yet another boot") == [[0]]
+
+
+def test_a_claim_that_goes_back_takes_the_retirement_with_it(path: str, children: Children) -> None:
+    """A cleaner died right after it wrote that the segment is retired. Whoever has a lease there goes on writing to it,
+    and what it writes must not be given away by the next recovery.
+    """
+
+    def die() -> int:
+        kept.append(cleaner := mmpc.open(path, mmpc.Append()))
+        return cleaner._attachment.slot
+
+    def word(data: bytes, at: int) -> int:
+        return int(struct.unpack_from("<Q", data, at)[0])
+
+    with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as pc:
+        pid, _ = pc.allocate([seal(2, 0)])
+        number = newest(pc, pid) // SEGMENT
+        with mmpc.open(path, mmpc.Append()) as other:
+            filler, _ = other.allocate([])
+            while newest(other, filler) // SEGMENT == number:
+                filler, _ = other.allocate([b"x" * 5000])
+        slot, entry = children.run(die), CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
+        state = word(loss.get(path, "control"), entry)
+        assert state & 15 == 3, "SEALED"
+        forging.write(path, "control", entry, struct.pack("<Q", 4 | state & 0xFFFFFF0 | slot << 28))
+        forging.retire(path, forging.scanned(path).segments[number], pc.stable_lsn + 1)
+        assert lib.mm_reap_all(pc._attachment.mm, ffi.new("uint64_t *")) == 0
+        assert word(loss.get(path, "control"), entry) & 15 == 3
+        pc.append(pid, [seal(pid, 1)])
+        assert newest(pc, pid) // SEGMENT == number
+        pc.flush()
+        lost = loss.copy(path, path + "-lost")
+    assert forging.retired(lost, number) == bytes(SEGMENT_RETIRED.size)
+    assert children.run(opened, lost, [pid]) == [[0, 1]]
 
 
 @pytest.mark.parametrize("lie", ["generation", "number", "checksum"])
