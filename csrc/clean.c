@@ -16,8 +16,8 @@
 
 #include "internal.h"
 
-#define SLACK_SEGMENTS 3u      /* beyond what is live: the open one, one being cleaned, one to come */
-#define PENDING_MOST 3u        /* retired ones that wait for a flush before a cleaner flushes */
+#define SLACK_SEGMENTS 2u      /* beyond what is live: the open one, and one being cleaned */
+#define PENDING_MOST 2u        /* retired ones that wait for a flush before a cleaner flushes */
 #define DEBT_SHARE 8u          /* a writer helps once for an eighth of a segment that it took */
 #define AGING_TURNS 32
 #define VISIT 16u              /* every so many victims the segment that was not looked at for longest is read, and its counter set right */

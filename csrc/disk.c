@@ -184,6 +184,12 @@ void mm_disk_grew(int fd, uint64_t to)
     if (disk.area) append(MM_DISK_GROW, inode(fd), to, NULL, 0);
 }
 
+/* What is cut off is told first: a file that grows back reads zeros. */
+void mm_disk_resized(int fd, uint64_t to)
+{
+    if (disk.area) append(MM_DISK_CUT, inode(fd), to, NULL, 0);
+}
+
 /* A sync guarantees what memory held when it began. */
 uint64_t mm_disk_sync(int fd, uint64_t begun)
 {

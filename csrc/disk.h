@@ -35,6 +35,7 @@ void mm_disk_map(int fd, void *p, uint64_t n);
 void mm_disk_unmap(void *p);
 void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset);
 void mm_disk_grew(int fd, uint64_t to);
+void mm_disk_resized(int fd, uint64_t to); /* by a truncation */
 uint64_t mm_disk_sync(int fd, uint64_t begun); /* begun 0: it begins; returns what its end is to be told */
 #define MM_DISK(call) call
 #else

@@ -107,11 +107,11 @@ typedef struct mm_segment_header { /* at the start of each segment; the rest of 
 } mm_segment_header;
 _Static_assert(sizeof(mm_segment_header) == 64 && offsetof(mm_segment_header, uuid) == 48, "segment header is stored");
 
-/* In a sector of its own behind the header: nothing in this generation of the segment is needed any more once `epoch` is durable.  Written before
- * the segment can be used again, so what overwrites it later is never taken for damage. */
+/* In a sector of its own behind the header: nothing in this generation of the segment is needed any more once `epoch` is durable.  Durable before
+ * the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then. */
 typedef struct mm_segment_retired {
     uint64_t magic;
-    uint32_t crc;        /* crc32c of the bytes behind it, seeded as records are */
+    uint32_t crc;        /* crc32c of the bytes behind it, seeded with the uuid */
     uint32_t generation;
     uint64_t number;
     uint64_t epoch;      /* loaded when the last of its pages had left */

@@ -35,6 +35,7 @@ typedef struct scan {
     uint64_t segments;
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
     bool *doubtful;      /* it says that it was retired, in a life that was discarded */
+    bool *torn;          /* retired durably, and its header does not hold */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
     mm_snapshot_entry *entries;
@@ -148,15 +149,34 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
 }
 
 /* The epoch at which this generation of the segment was retired, if the state that counts knows of it, or 0. */
-static uint64_t retired_at(const scan *s, uint64_t n, const mm_segment_header *h)
+static uint64_t retired_at(scan *s, uint64_t n, uint64_t *generation)
 {
     mm_segment_retired t;
     memcpy(&t, s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, sizeof t);
-    if (t.magic != MM_RETIRED_MAGIC || t.number != n || t.generation != h->generation) return 0;
-    if (t.crc != crc32c_extend(crc32c_word(s->m->uuid_seed, h->salt), (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
-    if (colour_counts(s, t.epoch)) return t.epoch;
-    s->doubtful[n] = true;
-    return 0;
+    if (t.magic != MM_RETIRED_MAGIC || t.number != n || (*generation && t.generation != *generation)) return 0;
+    if (t.crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
+    s->doubtful[n] = !colour_counts(s, t.epoch);
+    if (s->doubtful[n]) return 0;
+    *generation = t.generation;
+    return t.epoch;
+}
+
+/* A generation that is needed no more.  Its header may have been torn by who was about to use the segment again. */
+static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
+{
+    uint64_t epoch = retired_at(s, n, &generation);
+    if (!epoch) return false;
+    at_store_relaxed(&s->m->segments[n].since, epoch);
+    at_store_relaxed(&s->m->segments[n].word, mm_segword(MM_SEG_RETIRED, generation, MM_SLOTS));
+    s->read[n] = false;
+    return true;
+}
+
+/* Somebody who is in the cut names the generation that came after the retired one: the header was whole then, and is damaged. */
+static bool header_lost(const scan *s, uint64_t n, uint64_t generation)
+{
+    uint64_t retired = n < s->segments && s->torn[n] ? mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) : 0;
+    return retired && generation == retired % 0xFFFFFF + 1;
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
@@ -167,6 +187,8 @@ static void adopt_segment(scan *s, uint64_t n)
     mm_segment *e = &m->segments[n];
     uint64_t base = n << m->segment_shift;
     if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
+        s->torn[n] = base + MM_BLOCK <= s->size && adopt_retired(s, n, 0);
+        if (s->torn[n]) return;
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -177,11 +199,8 @@ static void adopt_segment(scan *s, uint64_t n)
     at_store_relaxed(&e->salt, h.salt);
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
-    uint64_t retired = retired_at(s, n, &h);
-    at_store_relaxed(&e->since, retired);
-    at_store_relaxed(&e->word, mm_segword(retired ? MM_SEG_RETIRED : MM_SEG_SEALED, h.generation, MM_SLOTS));
-    s->read[n] = false;
-    if (retired) return;
+    if (adopt_retired(s, n, h.generation)) return;
+    at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
     const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
@@ -209,16 +228,9 @@ static int read_segment(scan *s, uint64_t n)
 
 /* ---- the heads of a snapshot ------------------------------------------------------------------------------------------------- */
 
-/* A head counts, committed or not, if its segment still has the generation that the snapshot noted (C8).  Else the page has a newer record. */
-static int take_head(scan *s, uint64_t pid, uint64_t *head)
+/* A record that was read must stand for the page. */
+static int owe(scan *s, uint64_t pid)
 {
-    uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift;
-    if (n >= s->info->segments || address + MM_RECORD_HEADER > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
-    if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
-    uint64_t word = at_load_relaxed(&s->m->segments[n].word);
-    if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
-    if (mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
-    *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
         if (!more) return mm_os_failed(s->r, ENOMEM);
@@ -227,6 +239,23 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     }
     s->owed[s->owed_count++] = pid;
     return MM_OK;
+}
+
+/* A head counts, committed or not, if its segment still has the generation that the snapshot noted, and was not retired (C8).  Else the page has a
+ * newer record. */
+static int take_head(scan *s, uint64_t pid, uint64_t *head)
+{
+    uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift, end = address + MM_RECORD_HEADER;
+    if (n >= s->info->segments || end > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
+    if (header_lost(s, n, s->entries[n].word >> 32)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
+    uint64_t word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
+    bool there = mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32;
+    if (mm_segword_generation(word) && !there) {
+        *head = 0;
+        return owe(s, pid);
+    }
+    if (end > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    return there ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
 }
 
 static int take_heads(scan *s)
@@ -272,6 +301,7 @@ static int require(const scan *s, uint64_t address, uint32_t generation, uint64_
 {
     uint64_t n = address >> s->m->segment_shift, word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     *found = NULL;
+    if (header_lost(s, n, generation)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
     if (mm_segword_state(word) == MM_SEG_RETIRED || (mm_segword_generation(word) && mm_segword_generation(word) != generation)) return MM_OK;
     if (mm_segword_state(word) == MM_SEG_SEALED && !s->read[n]) return MM_OK;
     found_lease *l = find_lease(s, address);
@@ -411,7 +441,8 @@ static int prepare_scan(scan *s)
     at_store_relaxed(&m->g->log_size, s->size);
     s->read = calloc(n + 1, sizeof *s->read);
     s->doubtful = calloc(n + 1, sizeof *s->doubtful);
-    if (!s->read || !s->doubtful) return mm_os_failed(s->r, ENOMEM);
+    s->torn = calloc(n + 1, sizeof *s->torn);
+    if (!s->read || !s->doubtful || !s->torn) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -474,6 +505,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     free(s.leases);
     free(s.read);
     free(s.doubtful);
+    free(s.torn);
     free(s.entries);
     free(s.owed);
     mm_os_unmap_files(m);

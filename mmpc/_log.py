@@ -49,13 +49,14 @@ SCRATCH, COMMITTED, PART = 0, 1, 2  # standing of a whole record: no commit word
 class Segment:
     """One segment with a header that holds."""
 
-    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable")
+    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable", "torn")
 
     def __init__(
         self, number: int, generation: int, salt: int, epoch: int, stable: int, seed: int, retired: int = 0
     ) -> None:
         self.number, self.generation, self.salt = number, generation, salt
         self.epoch, self.stable, self.seed = epoch, stable, seed
+        self.torn = False  # its header does not hold
         self.retired = retired  # durable from this epoch on, nothing in it is needed; 0: it is in use
 
 
@@ -145,29 +146,21 @@ def segment_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
     magic, sum_, generation, own, salt, epoch, stable, owner = SEGMENT_HEADER.unpack_from(data)
     if magic != SEGMENT_MAGIC or own != number or owner != uuid or sum_ != crc(data[12 : SEGMENT_HEADER.size]):
         return None
-    seed = crc_word(salt, crc(uuid))
-    return Segment(number, generation, salt, epoch, stable, seed, _retired_at(data, number, generation, seed))
+    retired = retired_at(data, number, uuid)
+    when = retired.retired if retired is not None and retired.generation == generation else 0
+    return Segment(number, generation, salt, epoch, stable, crc_word(salt, crc(uuid)), when)
 
 
-def _retired_at(data: bytes, number: int, generation: int, seed: int) -> int:
-    """The epoch at which this generation of the segment was retired, or 0."""
+def retired_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
+    """What a segment says of its retirement, which holds also while its header is being written anew."""
     if len(data) < RETIRED_AT + SEGMENT_RETIRED.size:
-        return 0
-    magic, sum_, of, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
-    if magic != RETIRED_MAGIC or of != generation or own != number:
-        return 0
-    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], seed):
-        return 0
-    return int(epoch)
-
-
-def _of_earlier(data: bytes, number: int, generation: int) -> bool:
-    """Nothing is said of the retirement of this generation: zeros, or what was said of an earlier one."""
-    said = data[RETIRED_AT : RETIRED_AT + SEGMENT_RETIRED.size]
-    if not any(said):
-        return True
-    magic, _sum, of, own, _epoch = SEGMENT_RETIRED.unpack(said)
-    return bool(magic == RETIRED_MAGIC and own == number and of != generation)
+        return None
+    magic, sum_, generation, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
+    if magic != RETIRED_MAGIC or own != number:
+        return None
+    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], crc(uuid)):
+        return None
+    return Segment(number, generation, 0, 0, 0, 0, epoch)
 
 
 class Log:
@@ -227,17 +220,18 @@ class Log:
         base = number << self.shift
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
-        segment = segment_at(head, number, self.uuid)
+        segment = self._segment(head, number)
         if segment is None and any(head[: SEGMENT_HEADER.size]):  # a writer may be at it
             head = self.read(base, BLOCK)
-            segment = segment_at(head, number, self.uuid)
+            segment = self._segment(head, number)
         if segment is None:
             if any(head[: SEGMENT_HEADER.size]):
                 self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
             return
         if any(head[SEGMENT_HEADER.size : RETIRED_AT]) or any(head[RETIRED_AT + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
-        if not segment.retired and not _of_earlier(head, number, segment.generation):
+        said = head[RETIRED_AT : RETIRED_AT + SEGMENT_RETIRED.size]
+        if any(said) and retired_at(head, number, self.uuid) is None:
             self.findings.warn("log", base + RETIRED_AT, "what the segment says of its retirement is damaged")
         self.segments[number] = segment
         if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
@@ -321,8 +315,13 @@ class Log:
         return segment.retired > 0 and self.counted(segment.retired)
 
     def needed(self, address: int, generation: int) -> bool:
-        """A lease of this generation is needed still: its segment was not retired, and is not used again."""
+        """A lease of this generation is needed still: its segment was not retired, and is not used again.
+
+        So is one of the generation after a retired one: where that is named the header was whole, and is damaged now.
+        """
         segment = self.segment_now(address >> self.shift)
+        if segment is not None and segment.torn:
+            return generation == segment.generation % 0xFFFFFF + 1
         return segment is None or (segment.generation == generation and not self.gone(segment))
 
     def counted(self, epoch: int) -> bool:
@@ -331,7 +330,15 @@ class Log:
 
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
-        return segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        return self._segment(self.read(number << self.shift, BLOCK), number)
+
+    def _segment(self, head: bytes, number: int) -> Segment | None:
+        """By its header, or, where that was torn by who was about to use it again, by its retirement."""
+        segment = segment_at(head, number, self.uuid)
+        if segment is None and (retired := retired_at(head, number, self.uuid)) is not None and self.gone(retired):
+            retired.torn = True
+            return retired
+        return segment
 
     # ---- looking up
 

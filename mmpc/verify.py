@@ -383,8 +383,7 @@ class Check:
     def _heads_of_snapshots(self, log: Log, control: _volatile.Control) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
-            if snapshot.log_size > log.size:
-                self.findings.warn("log", log.size, f"{snapshot.name} was made when it had {snapshot.log_size} bytes")
+            standing = {n for n, word in enumerate(snapshot.entries) if log.needed(n << log.shift, word >> 32)}
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
@@ -392,10 +391,10 @@ class Check:
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
                 elif segment is None:
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
-                elif segment.generation == snapshot.entries[number] >> 32 and not log.gone(segment):
+                elif number in standing:
                     record = log.find(address)
                     if record is None or record.page != page:
-                        if log.needed(address, segment.generation):
+                        if log.needed(address, snapshot.entries[number] >> 32):
                             said = f"the record that {snapshot.name} names is damaged"
                             self.findings.damage("log", address, said, page)
                     elif page not in log.newest or log.versions[log.newest[page]] < record.version:

@@ -144,16 +144,21 @@ def test_a_turned_bit_in_an_end_is_told_and_changes_nothing(path: str, children:
 # ---- retirements
 
 
+def churn(pc: mmpc.PageCache[Any], pids: list[int], rounds: range) -> None:
+    """Replaces every page again and again, empties what is worth it, and flushes."""
+    for number in rounds:
+        for pid in pids:
+            pc.replace(pid, pc.get(pid).key, [seal(pid, number, 3000)])
+    r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
+    assert lib.mm_clean(pc._attachment.mm, EVERYTHING, 1 << 20, report, r) == 0
+    pc.flush()
+
+
 def churned(path: str) -> tuple[str, list[int], list[int]]:
     """A copy of a store whose first segments were emptied and durably retired; they, and its pages."""
     with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as pc:
         pids = [pc.allocate([seal(pid, 0)])[0] for pid in range(2, 12)]
-        for number in range(1, 12):
-            for pid in pids:
-                pc.replace(pid, pc.get(pid).key, [seal(pid, number, 3000)])
-        r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
-        assert lib.mm_clean(pc._attachment.mm, EVERYTHING, 1 << 20, report, r) == 0
-        pc.flush()
+        churn(pc, pids, range(1, 12))
         pc._check()
         lost = loss.copy(path, path + "-lost")
     for name in loss.snapshots(lost):
@@ -180,6 +185,28 @@ def test_a_segment_that_was_durably_retired_is_not_read(path: str, children: Chi
 
     assert children.run(look) == [[11]] * len(pids)
     assert children.run(opened, lost, pids[1:], "yet another boot") == [[11]] * (len(pids) - 1)
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_damaged_header_of_a_segment_that_is_used_again_is_damage(
+    path: str, children: Children, snapshot: bool
+) -> None:
+    """Behind it the generation before says that it was retired. That is not what the others know of it."""
+    with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as pc:
+        pids = [pc.allocate([seal(pid, 0)])[0] for pid in range(2, 12)]
+        churn(pc, pids, range(1, 12))
+        churn(pc, pids, range(12, 40))
+        if snapshot:
+            pc.snapshot()
+        number = newest(pc, pids[0]) // SEGMENT
+        lost, whole = loss.copy(path, path + "-lost"), loss.copy(path, path + "-whole")
+    log = forging.scanned(lost)
+    assert forging.retired(lost, number) != bytes(SEGMENT_RETIRED.size)
+    assert not log.segments[number].retired
+    assert children.run(opened, whole, pids) == [[39]] * len(pids)
+    forging.turn(lost, "log", number * SEGMENT + 24)
+    assert children.run(told, lost) == {"log"}
+    assert children.run(opened, lost, pids) == "log"
 
 
 def test_a_retirement_that_was_discarded_is_forgotten(path: str, children: Children) -> None:

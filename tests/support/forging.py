@@ -71,7 +71,7 @@ def mark(path: str, leases: list[tuple[int, int, int]]) -> None:
 def retire(path: str, segment: Segment, epoch: int) -> None:
     """The segment says that it was retired at an epoch."""
     said = SEGMENT_RETIRED.pack(RETIRED_MAGIC, 0, segment.generation, segment.number, epoch)
-    said = said[:8] + struct.pack("<I", crc(said[12:], segment.seed)) + said[12:]
+    said = said[:8] + struct.pack("<I", crc(said[12:], crc(config_of(path).uuid))) + said[12:]
     write(path, "log", (segment.number << config_of(path).shift) + RETIRED_AT, said)
 
 

@@ -16,6 +16,7 @@ import mmpc
 THRESHOLD = 2  # chains of more than 2 are consolidated, those of 16 must be
 LARGE = 24 * 1024  # more than a third of a segment of 64 KiB
 HUGE = 40 * 1024  # more than half of one
+ALL = 2  # enum mm_effort: whatever gains anything
 
 
 class Lists(mmpc.Materializer):
@@ -134,6 +135,21 @@ def append_q(token: str) -> Op:
     return Op(lambda c: c.pc.append(c.q, [token]), (on_q(token),))
 
 
+def churn(letters: str) -> Op:
+    """Fills segments with what is soon replaced: p's record lies in the first of them."""
+
+    def run(c: Child) -> None:
+        key = c.pc.get(c.q).key
+        for letter in letters:
+            key = c.pc.replace(c.q, key, [letter * LARGE])
+
+    return Op(run, tuple(q_becomes([letter * LARGE]) for letter in letters))
+
+
+def q_becomes(tokens: list[str]) -> Effect:
+    return lambda model, world: model.named.__setitem__(world.q, list(tokens))
+
+
 def allocate(*tokens: str) -> Op:
     return Op(lambda c: c.pc.allocate(list(tokens))[0], (new_page(list(tokens)),))
 
@@ -172,6 +188,10 @@ MANY = Op(
     lambda c: c.pc.append_many([(c.p, ["t"]), (c.q, ["u"]), (c.p, ["v"])]), (on_p("t"), on_q("u"), on_p("v"))
 )
 LARGE_APPEND = Op(lambda c: c.pc.append(c.p, ["t" * LARGE]), (on_p("t" * LARGE),))
+CHURN, CHURN_AGAIN = churn("abcdefghi"), churn("ABCDEFGHI")
+CLEAN = Op(lambda c: c.pc._clean(ALL, 1 << 16).retired)
+CLEAN_ALL = Op(lambda c: c.pc._clean(ALL, 1 << 30).retired)
+REWRITE = Op(lambda c: c.pc.rewrite(c.p))
 IN_TX = Op(lambda c: c.pc.append(c.p, ["t"], c.tx), (on_p("t"),))
 GET_IN_TX = Op(lambda c: c.pc.get(c.p, c.tx).is_free())
 
@@ -205,6 +225,10 @@ CASES = [
     Case("bump-rts", (ATTACH, Op(lambda c: c.pc.bump_page_rts(c.p, 7)), Op(lambda c: c.pc.get_page_rts(c.p)))),
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
     Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),
+    Case("rewrite", (WARM, REWRITE), depth=3),
+    Case("clean", (CHURN, CLEAN), depth=3, python=True),
+    Case("clean-free", (KEY, FREE, CHURN, CLEAN), armed=3),
+    Case("clean-reuse", (CHURN, CLEAN_ALL, CHURN_AGAIN), armed=1),
     Case("stats", (WARM, Op(lambda c: c.pc.stats().epoch))),
     Case("close", (WARM, Op(lambda c: c.pc.close()))),
     Case("create", (Op(open_store), Op(lambda c: c.pc.close())), armed=0, new_store="create", stoppable=False),
