@@ -588,18 +588,19 @@ def built(memory: str) -> tuple[str, int, int]:
     path = os.path.join(memory, "store")
     with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as old:
         pid, _ = old.allocate([seal(2, 0)])
-        fill, _ = old.allocate([])
         with mmpc.open(path, mmpc.Append()) as new:
 
             def fill_until(segment: int) -> None:
-                while address(new, fill) >> 16 < segment:
-                    new.replace(fill, new.get(fill).key, [seal(fill, 0, 5000)])
+                """With what stays, so that no segment is emptied."""
+                while address(new, new.allocate([seal(0, 0, 5000)])[0]) >> 16 < segment:
+                    pass
 
             fill_until(1)
             new.replace(pid, new.get(pid).key, [seal(pid, 1)])
             newest = address(new, pid)
             assert newest >> 16 == 1
             fill_until(3)
+            assert address(new, pid) == newest
             new.snapshot()
             return loss.copy(path, path + "-copy"), pid, newest
 
