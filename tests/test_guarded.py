@@ -321,3 +321,19 @@ def test_a_config_from_before_a_recovery_discarded_is_damaged(
     forging.replace(path, "config", now)
     assert children.run(opened, path, [pid], boot) == [[0]]
     assert children.run(told, path, boot) == set()
+
+
+def test_salvage_misses_nothing_that_was_used_again(path: str) -> None:
+    """What older snapshots, marks and lease headers name of segments that were emptied since is no loss."""
+    with mmpc.open(path, mmpc.Append(), create=True, segment_size=SEGMENT) as pc:
+        pids = [pc.allocate([seal(pid, 0)])[0] for pid in range(2, 12)]
+        churn(pc, pids, range(1, 12))
+        pc.snapshot()
+        churn(pc, pids, range(12, 40))
+        assert pc.stats().cleaned > 5
+        lost = loss.copy(path, path + "-lost")
+    assert loss.snapshots(lost)
+    saved = mmpc.salvage(lost, lost + "-saved")
+    assert saved.ok
+    with mmpc.open(lost + "-saved", mmpc.Append()) as pc:
+        assert [numbers(pid, pc.get(pid).unwrap()) for pid in pids] == [[39]] * len(pids)
