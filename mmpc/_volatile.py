@@ -201,8 +201,9 @@ def _slot_names(control: Control, log: Log, place: int) -> str | None:
     _announce, address, shape, fill = SLOT_LEASES.unpack(data)
     if not address or not fill:
         return None
-    segment = log.segment_now(address >> log.shift)
-    if segment is not None and (segment.generation != shape >> 32 or log.gone(segment)):
+    if address >> log.shift >= control.word("segments"):
+        return None  # given back when the log was made shorter
+    if not log.needed(address, shape >> 32):
         return None
     lease = log.refresh(address)
     if lease is None or lease.end - lease.address < fill:
