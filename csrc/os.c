@@ -90,7 +90,7 @@ int mm_os_truncate(int fd, uint64_t size)
 {
     MM_DISK(mm_disk_hold());
     int e = ftruncate(fd, (off_t)size) ? errno : 0;
-    if (!e) MM_DISK(mm_disk_resized(fd, size));
+    if (!e) MM_DISK(mm_disk_cut(fd, size));
     MM_DISK(mm_disk_release());
     return e;
 }

@@ -21,7 +21,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
                              .epoch = at_load_acquire(&m->g->epoch) };
     t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
-    at_copy(m->log + base + MM_RETIRED_OFFSET, &t, sizeof t);
+    at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);
     at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
     at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
@@ -33,7 +33,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
 bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner)
 {
     static const mm_segment_retired none;
-    uint8_t *said = m->log + (n << m->segment_shift) + MM_RETIRED_OFFSET;
+    uint8_t *said = m->log + (n << m->segment_shift) + mm_retired_offset(mm_segword_generation(*w));
     if (mm_segword_state(*w) != MM_SEG_CLAIMED || at_load_acquire(&m->segments[n].word) != *w) return false; /* it is not claimed any more */
     if (mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
     return mm_segment_step(m, n, w, MM_SEG_SEALED, owner); /* release: it is forgotten before anybody writes */

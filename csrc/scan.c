@@ -148,17 +148,27 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-/* The epoch at which this generation of the segment was retired, if the state that counts knows of it, or 0. */
+/* What the segment says of the retirement of an even, or an odd, generation; false: nothing that counts. */
+static bool retirement(scan *s, uint64_t n, uint64_t parity, mm_segment_retired *t)
+{
+    memcpy(t, s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), sizeof *t);
+    if (t->magic != MM_RETIRED_MAGIC || t->number != n || t->crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)t + 12, sizeof *t - 12)) return false;
+    if (colour_counts(s, t->epoch)) return true;
+    s->doubtful[n] = true;
+    return false;
+}
+
+/* The epoch at which this generation of the segment (0: whichever was the last) was retired, if the state that counts knows of it, or 0. */
 static uint64_t retired_at(scan *s, uint64_t n, uint64_t *generation)
 {
-    mm_segment_retired t;
-    memcpy(&t, s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, sizeof t);
-    if (t.magic != MM_RETIRED_MAGIC || t.number != n || (*generation && t.generation != *generation)) return 0;
-    if (t.crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
-    s->doubtful[n] = !colour_counts(s, t.epoch);
-    if (s->doubtful[n]) return 0;
-    *generation = t.generation;
-    return t.epoch;
+    uint64_t epoch = 0, wanted = *generation;
+    for (uint64_t parity = 0; parity < 2; parity++) {
+        mm_segment_retired t;
+        if (!retirement(s, n, parity, &t) || (wanted && t.generation != wanted) || t.epoch <= epoch) continue;
+        epoch = t.epoch;
+        *generation = t.generation;
+    }
+    return epoch;
 }
 
 /* A generation that is needed no more.  Its header may have been torn by who was about to use the segment again. */
@@ -176,7 +186,7 @@ static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
 static bool header_lost(const scan *s, uint64_t n, uint64_t generation)
 {
     uint64_t retired = n < s->segments && s->torn[n] ? mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) : 0;
-    return retired && generation == retired % 0xFFFFFF + 1;
+    return retired && generation == (retired == 0xFFFFFF ? 2 : retired + 1);
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
@@ -364,7 +374,10 @@ static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
     for (uint64_t n = 0; n < s->segments; n++)
-        if (s->doubtful[n]) at_copy(s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, &none, sizeof none);
+        for (uint64_t parity = 0; s->doubtful[n] && parity < 2; parity++) {
+            mm_segment_retired t;
+            if (!retirement(s, n, parity, &t)) at_copy(s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), &none, sizeof none);
+        }
 }
 
 /* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */

@@ -250,7 +250,7 @@ def _required(check: Check) -> list[tuple[int, int]]:
     named = list(check.marks.leases)
     named += [(a.previous, a.filled, a.previous_generation) for a in log.leases.values() if a.followed]
     required = [(address, fill) for address, fill, generation in named if log.needed(address, generation)]
-    return required + [(at, a.ended) for at, a in log.leases.items() if a.ended and log.counted(a.ended_epoch)]
+    return required + [(at, a.ended) for at, a in log.leases.items() if a.ended and log.counts(a.ended_epoch)]
 
 
 # ---- the new store

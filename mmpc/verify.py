@@ -256,7 +256,7 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
-        limit = _EVERY_TIME if control.of_this_boot else self.marks.durable
+        limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
         self._required(log)
@@ -264,6 +264,7 @@ class Check:
         self._lost_marks(log)
         self._heads_of_snapshots(log, control)
         self._volatile(control, log)
+        log.judge_headers()
 
     def _tell(self, done: int) -> None:
         if self.progress is not None and self.log is not None:
@@ -291,7 +292,7 @@ class Check:
         for address, fill, generation in self.marks.leases:
             self._backwards(log, self._require(log, address, generation, fill, "the newest mark"))
         for address, lease in log.leases.items():
-            if lease.ended > lease.end - address and log.counted(lease.ended_epoch) and self._stands(log, address):
+            if lease.ended > lease.end - address and log.counts(lease.ended_epoch) and self._stands(log, address):
                 self.findings.damage("log", lease.end, "a damaged record in a lease that was used beyond it")
         for lease in [lease for lease in log.leases.values() if lease.counts]:
             self._backwards(log, lease)
@@ -314,8 +315,9 @@ class Check:
     def _backwards(self, log: Log, lease: Lease | None) -> None:
         while lease is not None and lease.previous and not lease.followed:
             lease.followed = True
-            if lease.previous >= log.size:
-                return  # given back when the log was made shorter
+            number = lease.previous >> log.shift
+            if number > max(log.segments, default=0):
+                return  # given back when the log was made shorter: which segments were in use a mark says
             who = f"the lease at {lease.address}"
             lease = self._require(log, lease.previous, lease.previous_generation, lease.filled, who)
 
@@ -352,13 +354,13 @@ class Check:
                 said = f"epoch {epoch} was durable, says {who}; the newest mark says {durable}"
                 self.findings.damage("marks", 0, said)
                 return
-        if durable == 0 and log.committed > 2 and "marks" in self.files.fds:
+        if durable == 0 and log.allocated and "marks" in self.files.fds:  # a creation ends with the first one
             self.findings.damage("marks", 0, "there is no mark")
 
     # ---- pages
 
     def _chains(self, log: Log, control: _volatile.Control) -> None:
-        """The newest version of each page, as it is and as a power loss would leave it."""
+        """The newest version of each page that counts, as it is and as a power loss would leave it."""
         for page, index in log.newest.items():
             self._judge_chain(log, control, log.record(index))
             durable = log.newest_durable.get(page)
@@ -390,6 +392,7 @@ class Check:
                 if number >= len(snapshot.entries):
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
                 elif segment is None:
+                    log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
                 elif number in standing:
                     record = log.find(address)
@@ -404,6 +407,8 @@ class Check:
                     self.findings.damage("log", address, said, page)
 
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
+        if control.known and not control.failed:
+            _volatile.ask_for_headers(control, log)
         if not control.of_this_boot:
             if control.of_this_store:
                 stable, epoch = control.word("stable"), control.word("epoch")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc._layout import CONTROL_SEGMENTS, LEASE_HEADER, LEASE_SUMMED, SEGMENT_ENTRY_SIZE, SEGMENT_RETIRED
+from mmpc._layout import CONTROL_SEGMENTS, LEASE_HEADER, LEASE_SUMMED, RETIRED_AT, SEGMENT_ENTRY_SIZE, SEGMENT_RETIRED
 from mmpc._log import Lease
 from mmpc._native import ffi, lib
 from support import forging, loss
@@ -121,7 +121,7 @@ def test_an_end_that_was_discarded_is_ignored_and_written_again(
     after = lease_with(lost, before.address + LEASE_HEADER.size)
     log = forging.scanned(lost)
     assert after.ended == (second if damaged else before.end) - before.address
-    assert log.counted(after.ended_epoch), "it is of the life that the recovery began"
+    assert log.counts(after.ended_epoch), "it is of the life that the recovery began"
     assert any(lo < before.ended_epoch <= hi for lo, hi in log.discards)
     forging.turn(lost, "log", before.address + LEASE_HEADER.size + 40)  # now it guards what it found
     assert children.run(told, lost, "yet another boot") == {"log"}
@@ -201,7 +201,7 @@ def test_a_damaged_header_of_a_segment_that_is_used_again_is_damage(
         number = newest(pc, pids[0]) // SEGMENT
         lost, whole = loss.copy(path, path + "-lost"), loss.copy(path, path + "-whole")
     log = forging.scanned(lost)
-    assert forging.retired(lost, number) != bytes(SEGMENT_RETIRED.size)
+    assert forging.retired(lost, number) != bytes(2 * SEGMENT_RETIRED.size)
     assert not log.segments[number].retired
     assert children.run(opened, whole, pids) == [[39]] * len(pids)
     forging.turn(lost, "log", number * SEGMENT + 24)
@@ -221,7 +221,7 @@ def test_a_retirement_that_was_discarded_is_forgotten(path: str, children: Child
     assert forging.scanned(lost).segments[0].retired == durable + 1
     assert children.run(told, lost) == set()
     assert children.run(opened, lost, [pid]) == [[0]]
-    assert forging.retired(lost, 0) == bytes(SEGMENT_RETIRED.size)
+    assert forging.retired(lost, 0) == bytes(2 * SEGMENT_RETIRED.size)
     assert children.run(opened, lost, [pid], "yet another boot") == [[0]]
 
 
@@ -255,7 +255,7 @@ def test_a_claim_that_goes_back_takes_the_retirement_with_it(path: str, children
         assert newest(pc, pid) // SEGMENT == number
         pc.flush()
         lost = loss.copy(path, path + "-lost")
-    assert forging.retired(lost, number) == bytes(SEGMENT_RETIRED.size)
+    assert forging.retired(lost, number) == bytes(2 * SEGMENT_RETIRED.size)
     assert children.run(opened, lost, [pid]) == [[0, 1]]
 
 
@@ -267,7 +267,7 @@ def test_a_retirement_of_something_else_means_nothing(path: str, children: Child
         lost = loss.copy(path, path + "-lost")
     (segment,) = forging.scanned(lost).segments.values()
     forging.retire(lost, segment, 1)
-    forging.turn(lost, "log", 512 + {"checksum": 8, "generation": 12, "number": 16}[lie])
+    forging.turn(lost, "log", RETIRED_AT[segment.generation % 2] + {"checksum": 8, "generation": 12, "number": 16}[lie])
     assert children.run(told, lost) == set()
     assert children.run(opened, lost, [pid]) == [[0]]
 

@@ -641,6 +641,22 @@ def test_a_damaged_newest_record_gives_way_to_no_older_one(
     assert children.run(look) == ([1] if whole else ("log", True))
 
 
+@pytest.mark.parametrize("size", [30_000, 100_000])
+def test_a_value_of_zeros_at_the_end_of_the_log(memory: str, children: Children, size: int) -> None:
+    """What was allocated and is zero goes back to the device before a recovery: not what a record ends with."""
+    path = os.path.join(memory, "store")
+
+    def write() -> None:
+        pc = mmpc.open(path, mmpc.LastWriteWins(), create=True)
+        pc.allocate(bytes(size))
+        pc.flush()
+        os._exit(0)
+
+    children.start(write).wait()
+    with mmpc.open(loss.copy(path, path + "-copy"), mmpc.LastWriteWins()) as pc:
+        assert pc.get(2).unwrap() == bytes(size)
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_lease_that_had_just_begun_at_the_flush_guards_the_one_before_it(
     memory: str, children: Children, damaged: bool

@@ -72,13 +72,13 @@ def retire(path: str, segment: Segment, epoch: int) -> None:
     """The segment says that it was retired at an epoch."""
     said = SEGMENT_RETIRED.pack(RETIRED_MAGIC, 0, segment.generation, segment.number, epoch)
     said = said[:8] + struct.pack("<I", crc(said[12:], crc(config_of(path).uuid))) + said[12:]
-    write(path, "log", (segment.number << config_of(path).shift) + RETIRED_AT, said)
+    write(path, "log", (segment.number << config_of(path).shift) + RETIRED_AT[segment.generation % 2], said)
 
 
 def retired(path: str, number: int) -> bytes:
-    """What a segment says of its retirement."""
-    at = (number << config_of(path).shift) + RETIRED_AT
-    return loss.get(path, "log")[at : at + SEGMENT_RETIRED.size]
+    """What a segment says of the retirement of its generations."""
+    base, log = number << config_of(path).shift, loss.get(path, "log")
+    return b"".join(log[base + at : base + at + SEGMENT_RETIRED.size] for at in RETIRED_AT)
 
 
 def unend(path: str, lease: int) -> None:
