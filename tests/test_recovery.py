@@ -119,9 +119,10 @@ class Lives:
             self._synced()
         for _ in range(steps):
             self.number += 1
+            syncs = loss.syncs(self.path)
             act(pc, self.now, self.rng, self.number)
             self.bound = max([self.bound, *self.now])
-            what = self.rng.randrange(25)
+            what = 0 if loss.syncs(self.path) != syncs else self.rng.randrange(25)  # a cleaner may have flushed
             if what == 0:
                 pc.flush()
             elif what == 1:
