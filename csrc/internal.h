@@ -189,6 +189,7 @@ void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t fille
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
 bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13) */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
+bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner); /* CLAIMED -> SEALED */
 uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyond a few become holes of the file */
 
 /* room.c */

@@ -107,8 +107,8 @@ typedef struct mm_segment_header { /* at the start of each segment; the rest of 
 } mm_segment_header;
 _Static_assert(sizeof(mm_segment_header) == 64 && offsetof(mm_segment_header, uuid) == 48, "segment header is stored");
 
-/* In a sector of its own behind the header, one for even generations and one for odd ones: nothing in this generation of the segment is needed any more once `epoch` is durable.  Durable before
- * the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then, or be on
+/* In a sector of its own behind the header, one for even generations and one for odd ones: nothing in this generation of the segment is needed any
+ * more once `epoch` is durable.  Durable before the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then, or be on
  * the disk later than what the next generation says of its own retirement. */
 typedef struct mm_segment_retired {
     uint64_t magic;
@@ -118,6 +118,8 @@ typedef struct mm_segment_retired {
     uint64_t epoch;      /* loaded when the last of its pages had left */
 } mm_segment_retired;
 #define MM_RETIRED_MAGIC UINT64_C(0x6472747243504D4D) /* "MMPCrtrd" */
+/* Even and odd ones take turns; 0 is none (peek.h). */
+static inline uint64_t mm_generation_after(uint64_t generation) { return generation == 0xFFFFFF ? 2 : generation + 1; }
 static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 

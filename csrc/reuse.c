@@ -7,6 +7,8 @@
  *
  * Died here: RETIRED and FREE are states like others, anybody goes on; PUNCHING becomes HOLE when its owner is reaped.
  */
+#include <string.h>
+
 #include "internal.h"
 
 /* The caller has seen that no chain passes through segment n, which it has claimed, and has helped every head that it looked at. */
@@ -24,6 +26,17 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
     return MM_OK;
+}
+
+/* The claim goes back: the segment may be written to again, by whoever has a lease in it, so nothing may say that it was retired.  Its cleaner
+ * may have died when it had just said so.  Durable with the first record that comes into it. */
+bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner)
+{
+    static const mm_segment_retired none;
+    uint8_t *said = m->log + (n << m->segment_shift) + mm_retired_offset(mm_segword_generation(*w));
+    if (mm_segword_state(*w) != MM_SEG_CLAIMED || at_load_acquire(&m->segments[n].word) != *w) return false; /* it is not claimed any more */
+    if (mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
+    return mm_segment_step(m, n, w, MM_SEG_SEALED, owner); /* release: it is forgotten before anybody writes */
 }
 
 /* The caller holds the mutex.  Pins first, views second: a view is noted before its pin goes (C13). */

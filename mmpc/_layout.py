@@ -29,7 +29,7 @@ CONFIG_MAGIC = b"MMPCconf"
 
 SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
 SEGMENT_MAGIC = b"\0MMPCseg"
-# magic, crc, generation, number, epoch; at one of RETIRED_AT of a segment, for even and odd generations
+# magic, crc, generation, number, epoch; at RETIRED_AT of a segment: even generations, odd ones
 SEGMENT_RETIRED = Struct("<8sIIQQ")
 RETIRED_MAGIC = b"MMPCrtrd"
 RETIRED_AT = (512, 1024)
@@ -60,7 +60,7 @@ CONTROL_SEGMENTS = CONTROL_SLOTS + SLOTS * 1024
 SLOT_SIZE = 1024
 SLOT_LEASES = Struct("<QQQQ")  # announce, lease, lease_shape, lease_fill; at SLOT_LEASES_AT of a slot
 SLOT_LEASES_AT = 64
-SEGMENT_ENTRY = Struct("<QQQQQQ16x")  # word, fill, live, salt, opened, written
+SEGMENT_ENTRY = Struct("<QQQQQQQQ")  # word, fill, live, salt, opened, written, since, looked
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
 # Offsets of the globals that are judged; each is one word.

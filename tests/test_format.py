@@ -16,6 +16,7 @@ TEXT = (ROOT / "docs" / "format.md").read_text()
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 STRUCTS = [
     "mm_segment_header",
+    "mm_segment_retired",
     "mm_lease_header",
     "mm_record",
     "mm_mark_sector",
@@ -178,7 +179,7 @@ def test_files(store: Path) -> None:
 def test_config(store: Path) -> None:
     data = (store / "config").read_bytes()
     assert part("config", data, 0, "magic") == b"MMPCconf"
-    assert number("config", data, 0, "format") == 2
+    assert number("config", data, 0, "format") == 3
     assert number("config", data, 0, "length") == len(data)
     assert number("config", data, 0, "crc") == crc(data[16:])
     assert number("config", data, 0, "segment_shift") == 17
@@ -202,7 +203,7 @@ def walk(log: bytes, uuid: bytes, size: int) -> Iterator[tuple[int, dict[str, in
                 at += 4096
                 continue
             stop = at + number("mm_lease_header", log, at, "blocks") * 4096
-            yield from records(log, at + 48, min(stop, end), start)
+            yield from records(log, at + 64, min(stop, end), start)
             at = stop
 
 

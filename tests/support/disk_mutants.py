@@ -176,7 +176,7 @@ MUTANTS = [
     ),
     Mutant(
         "lease-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
+        (("csrc/lease.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
         ("writers",),
     ),
     Mutant(
@@ -224,7 +224,7 @@ MUTANTS = [
     ),
     Mutant(
         "epoch-not-above-what-was-discarded",
-        (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
+        (("mmpc/_recovery.py", "epoch = max([newest, int(self.report.max_epoch), self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
         ("leaders", "recovery"),
     ),
     Mutant(
