@@ -35,7 +35,7 @@ static void reap(mm *m, uint32_t i)
 }
 
 /* True when the slot was dead, and now is free. */
-static bool reap_if_dead(mm *m, uint32_t i)
+bool mm_reap_if_dead(mm *m, uint32_t i)
 {
     if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
     bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
@@ -50,11 +50,13 @@ static uint64_t slots_used(const mm *m)
     return n < MM_SLOTS ? n : MM_SLOTS;
 }
 
+uint64_t mm_slots_used(const mm *m) { return slots_used(m); }
+
 uint64_t mm_reap_dead(mm *m)
 {
     uint64_t reaped = 0;
     for (uint32_t i = 0; i < slots_used(m); i++)
-        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += reap_if_dead(m, i);
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += mm_reap_if_dead(m, i);
     return reaped;
 }
 
@@ -68,7 +70,7 @@ bool mm_somebody_announces(const mm *m)
 void mm_reap_announcing(mm *m)
 {
     for (uint32_t i = 0; i < slots_used(m); i++)
-        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) reap_if_dead(m, i);
+        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) mm_reap_if_dead(m, i);
 }
 
 static int reap_all(mm *m, void *reaped, mm_result *r)
@@ -348,7 +350,7 @@ uint64_t mm_oldest_pin(mm *m)
         if (p && p < mine && s != m->slot) mine = p;
         for (uint32_t k = 0; k < MM_PINS; k++)
             if ((p = at_load_acquire(&s->pins[k])) != 0 && p < mine) mine = p;
-        if (mine < oldest && !reap_if_dead(m, i)) oldest = mine;
+        if (mine < oldest && !mm_reap_if_dead(m, i)) oldest = mine;
     }
     return oldest;
 }
