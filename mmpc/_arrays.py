@@ -15,7 +15,12 @@ def array_of(view: Any, dtype: Any = None, copy: bool | None = None) -> NDArray[
     import numpy as np
 
     own = np.dtype(view.dtype or "u1")
-    array: NDArray[Any] = np.ndarray(view.shape, own, view.raw)
+    if view.nbytes:
+        # frombuffer keeps the memoryview, so nobody can make the array writeable
+        array: NDArray[Any] = np.frombuffer(view.raw, own).reshape(view.shape)
+    else:
+        array = np.empty(view.shape, own)
+        array.flags.writeable = False
     other = dtype is not None and np.dtype(dtype) != own
     if other and copy is False:
         raise ValueError(f"a view of dtype {own} has no {np.dtype(dtype)} without a copy")

@@ -411,6 +411,8 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
     """
     from filelock import FileLock, Timeout
 
+    if not os.path.isdir(path):
+        return  # a FileLock would make it again
     try:
         with FileLock(os.path.join(path, "open.lock"), mode=0o600, timeout=-1 if wait else 0):
             fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)

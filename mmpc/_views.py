@@ -11,6 +11,7 @@ such views. Nobody waits: guards are looked at when a view is dropped, at the ne
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 
@@ -19,6 +20,7 @@ from ._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 LAST, GUARDED = 1, 2  # enum mm_view_drop
@@ -59,8 +61,10 @@ class Owner:
             if lib.mm_views_adopt(heir.attachment.mm, self.attachment.mm):
                 self.inherited = None
 
-    def _dropped(self, said: int) -> None:
-        """A view of this owner has gone."""
+    def _dropped(self, said: int, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """A view of this owner has gone; at the end of the interpreter nothing of all this is there any more."""
+        if finalizing():
+            return
         if said & GUARDED:
             sweep()
         if said & LAST:
