@@ -243,6 +243,7 @@ static int attach(mm *m, mm_result *r)
     pthread_mutex_init(&m->publish, NULL);
     pthread_mutex_init(&m->sharing, NULL);
     pthread_mutex_init(&m->flushing, NULL);
+    pthread_mutex_init(&m->cleaning, NULL);
     m->alive = mm_os_wiped_page();
     if (!m->alive) return mm_os_failed(r, errno);
     int e = mm_os_map_files(m);

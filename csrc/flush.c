@@ -52,21 +52,29 @@ static bool distrust(mm *m, uint64_t *suspect)
 
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
 
-/* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14). */
+/* The lease of a slot, or the one before where a new one begins just now; false: none, or its owner was faster. */
+static bool lease_of(const mm_slot *s, mm_lease_fill *l)
+{
+    uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
+    if (!fill || at_load_acquire(&s->lease) != lease) {
+        fill = at_load_acquire(&s->last_fill);
+        lease = at_load_acquire(&s->last_lease);
+        shape = at_load_acquire(&s->last_shape);
+        if (at_load_acquire(&s->last_fill) != fill) return false;
+    }
+    *l = (mm_lease_fill){ lease, (uint32_t)fill, (uint32_t)(shape >> 32) };
+    return lease && fill;
+}
+
+/* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14); but for segments
+ * that are used again, which the generation tells.  A log that is shorter than what is in use now was cut. */
 static void list_leases(mm *m, mm_mark *k)
 {
     k->count = 0;
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++) {
-        mm_slot *s = &m->slots[i];
-        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
-        if (!fill || at_load_acquire(&s->lease) != lease) { /* a new lease begins just now: the one before */
-            fill = at_load_acquire(&s->last_fill);
-            lease = at_load_acquire(&s->last_lease);
-            if (at_load_acquire(&s->last_fill) != fill) continue;
-        }
-        if (!lease || !fill) continue;
-        k->leases[k->count++] = (mm_lease_fill){ lease, fill };
-    }
+    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++)
+        k->count += lease_of(&m->slots[i], &k->leases[k->count]);
+    k->discarded = m->config.discarded;
+    k->segments = mm_segments_used(m);
 }
 
 /* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */

@@ -49,13 +49,14 @@ static uint64_t group_bytes(const group *g)
     return sum;
 }
 
-static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload)
+/* One record of a group at `at`, commit word 0; where the next one goes. */
+uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload)
 {
     mm_record *rec = (mm_record *)(m->log + at);
     uint64_t n = mm_shape_length(shape);
     if (payload != rec + 1) at_copy(rec + 1, payload, n);
     rec->shape = shape;
-    rec->page_colour = mm_page_colour(g->pid, colour);
+    rec->page_colour = mm_page_colour(pid, colour);
     rec->version = version;
     rec->prev_colour = mm_prev_colour(prev, colour);
     at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
@@ -70,30 +71,31 @@ static uint64_t write_group(mm *m, const group *g)
     uint64_t colour = at_load_acquire(&m->g->epoch), at = m->lease.bump, last = at;
     uint32_t n = g->since.count;
     uint64_t shape = mm_shape((uint32_t)g->length, 1, MM_KIND_BASE, n ? MM_FLAG_INNER : 0, g->tag, 0);
-    at = write_one(m, g, at, 0, shape, mm_version_moved(g->base_version), colour, g->payload);
+    at = mm_group_record(m, g->pid, at, 0, shape, mm_version_moved(g->base_version), colour, g->payload);
     for (uint32_t i = 1; i <= n; i++) {
         const mm_view *v = &g->since.at[n - i];
         shape = mm_shape(mm_shape_length(v->shape), (uint8_t)(i + 1), MM_KIND_DELTA, i < n ? MM_FLAG_INNER : 0, mm_shape_tag(v->shape),
                          i < n ? 0 : (uint8_t)n);
         uint64_t here = at;
-        at = write_one(m, g, here, last, shape, mm_version_moved(v->version), colour, v->payload);
+        at = mm_group_record(m, g->pid, here, last, shape, mm_version_moved(v->version), colour, v->payload);
         last = here;
     }
     return last;
 }
 
-static void committed(mm *m, const group *g, uint64_t last, uint64_t bytes, uint64_t head_word, mm_result *r)
+/* The CAS won: the commit word, then the bookkeeping.  The content is what it was. */
+void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, mm_result *r)
 {
     at_word *w = (at_word *)(m->log + last);
     at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
     at_fence_full();
-    r->key = (mm_key){ g->pid, head_word, mm_version_wts(mm_version_moved(g->head.version)), at_load_acquire(&m->g->epoch) };
+    r->key.wts = mm_version_wts(mm_version_moved(old->version));
+    r->key.lsn = at_load_acquire(&m->g->epoch);
     r->generation = m->lease.generation;
-    r->depth = g->since.count + 1;
     m->lease.bump += bytes;
     at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
     m->lease.live += (int64_t)bytes;
-    mm_retire_chain(m, g->pid, &g->head);
+    mm_retire_chain(m, r->key.pid, old);
 }
 
 /* The caller holds the mutex and has announced.  Each lost CAS is somebody else's progress; it gives up after many. */
@@ -113,7 +115,9 @@ static int publish_group(mm *m, group *g, mm_result *r)
         if (rc) break;
         uint64_t last = write_group(m, g), found = g->head_word, next = mm_head_next(g->head_word, last);
         if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
-            committed(m, g, last, bytes, next, r);
+            r->key = (mm_key){ .pid = g->pid, .head = next };
+            r->depth = g->since.count + 1;
+            mm_group_committed(m, &g->head, last, bytes, r);
             return MM_OK;
         }
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);

@@ -181,7 +181,7 @@ static int give_up_lease(mm *m, void *args, mm_result *r)
 static int give_up_segments(mm *m, void *args, mm_result *r)
 {
     (void)args, (void)r;
-    mm_segment_abandon(m, m->slot_index);
+    mm_segment_abandon(m, m->slot_index, false);
     return MM_OK;
 }
 
@@ -206,6 +206,7 @@ static int after_fault(const mm_guard *g, mm_result *r)
     pv_store(&m->fault_file, g->file);
     if (g->held & MM_HOLD_PUBLISH) withdraw(m, g->held);
     if (g->held & MM_HOLD_FLUSHING) pthread_mutex_unlock(&m->flushing);
+    if (g->held & MM_HOLD_CLEANING) pthread_mutex_unlock(&m->cleaning);
     mm_pin_give_up(m, g->pin, g->held & MM_HOLD_SHARING);
     return r ? mm_corrupt(r, g->file, g->offset) : MM_CORRUPT;
 }

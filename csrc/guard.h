@@ -9,7 +9,7 @@
 #include "atomics.h"
 #include "mmpc.h"
 
-enum mm_hold { MM_HOLD_PUBLISH = 1, MM_HOLD_SHARING = 2, MM_HOLD_FLUSHING = 4, MM_HOLD_LEASE = 8 };
+enum mm_hold { MM_HOLD_PUBLISH = 1, MM_HOLD_SHARING = 2, MM_HOLD_FLUSHING = 4, MM_HOLD_LEASE = 8, MM_HOLD_CLEANING = 16 };
 #define MM_PIN_NONE UINT32_MAX
 
 /* One call of the core: what it must give back when a fault ends it. */

@@ -21,7 +21,7 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
     uint64_t previous, filled;
     int64_t live;         /* live bytes not yet added to the segment's counter */
     bool reserve;         /* taken from the reserve: for what gives room back alone */
-    uint32_t segment, generation, seed;
+    uint32_t segment, generation, seed, previous_generation;
 } mm_lease;
 
 /* What views of this process hold, private side: entry k stands for word k of the slot, the last one for a pin (view.c). */
@@ -31,6 +31,11 @@ typedef struct mm_holding {
 } mm_holding;
 #define MM_VIEW_ONE (UINT64_C(1) << 32) /* a view in mm.busy */
 #define MM_VERIFIED 1024u
+
+typedef struct mm_victim { /* the segment that this process empties, or visits; guarded by mm.cleaning */
+    uint64_t number, generation, at, live; /* at: address of the next lease; live: counted by a visit */
+    bool held, visit, aged, done;
+} mm_victim;
 
 enum mm_purpose { MM_GROWS = 0, MM_FREES = 1 }; /* what space is taken for: FREE records, and copies that make a segment empty, or anything else */
 
@@ -52,6 +57,7 @@ struct mm {
     pthread_mutex_t publish;  /* one publish of this process at a time: lease, candidates, announce */
     pthread_mutex_t sharing;  /* pin word MM_PIN_SHARED */
     pthread_mutex_t flushing; /* one flush of a slot at a time */
+    pthread_mutex_t cleaning; /* one victim at a time: only tried */
     uint32_t sharers, slot_index, segment_shift, merge_kind, threshold, tidy_depth, max_depth;
     uint32_t mark_ready, mark_block; /* the slot's marks are durable as they stand; the block that the next one goes over */
     uint64_t born;            /* epoch loaded after `log` was opened: syncs that began later tell us when they fail */
@@ -68,6 +74,10 @@ struct mm {
     pv_word guards;           /* forks whose children have not adopted yet */
     mm *heir;                 /* in a forked child: the attachment that holds what views of this one held */
     mm_lease lease;
+    pv_word debt;             /* bytes leased since the cleaner was last helped */
+    pv_word helping;          /* what is leased now is for copies */
+    mm_victim victim;
+    uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
     mm_config config;
@@ -76,12 +86,18 @@ struct mm {
 /* Mutexes of this process, so that a fault gives them back (guard.c). */
 static inline pthread_mutex_t *mm_mutex(mm *m, enum mm_hold which)
 {
-    return which == MM_HOLD_PUBLISH ? &m->publish : which == MM_HOLD_SHARING ? &m->sharing : &m->flushing;
+    return which == MM_HOLD_PUBLISH ? &m->publish : which == MM_HOLD_SHARING ? &m->sharing : which == MM_HOLD_CLEANING ? &m->cleaning : &m->flushing;
 }
 static inline void mm_lock(mm *m, enum mm_hold which)
 {
     pthread_mutex_lock(mm_mutex(m, which));
     mm_note(which, 0);
+}
+static inline bool mm_trylock(mm *m, enum mm_hold which)
+{
+    if (pthread_mutex_trylock(mm_mutex(m, which))) return false;
+    mm_note(which, 0);
+    return true;
 }
 static inline void mm_unlock(mm *m, enum mm_hold which)
 {
@@ -99,6 +115,7 @@ void mm_os_wake(at_word *w);                          /* everybody who waits for
 uint64_t mm_os_monotonic(void);                       /* ns */
 void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
+int mm_os_punch(int fd, uint64_t from, uint64_t to);  /* 0, or errno; the size stays */
 uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no hole begin; all ones: nowhere */
 uint64_t mm_os_hole(int fd, uint64_t from);           /* where they end */
 int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset);
@@ -139,6 +156,8 @@ int mm_publish_begin(mm *m, mm_result *r);  /* takes the mutex; MM_OK, MM_CLOSED
 void mm_announce(mm *m);                    /* epoch into the slot, full fence */
 void mm_publish_end(mm *m);
 uint64_t mm_oldest_pin(mm *m);              /* scans all slots, reaps dead ones; the caller holds the mutex */
+uint64_t mm_oldest_holder(mm *m);           /* the same, the caller's own announcement too */
+uint64_t mm_oldest_publish(mm *m);          /* of announcements alone */
 bool mm_somebody_announces(const mm *m);    /* acquire, slot by slot: a publish is under way, or died */
 void mm_reap_announcing(mm *m);             /* those of them that died; the caller holds the mutex */
 uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
@@ -147,7 +166,7 @@ bool mm_reap_if_dead(mm *m, uint32_t i);    /* true: it was dead, and now is fre
 uint64_t mm_slots_used(const mm *m);
 
 /* view.c */
-bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* after mm_oldest_pin; the caller holds the mutex */
+bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13); the caller holds the mutex */
 
 /* table.c */
 int mm_head(mm *m, uint64_t pid, at_word **head, mm_result *r); /* MM_OK, MM_NOPAGE, MM_CORRUPT */
@@ -158,18 +177,35 @@ void mm_id_return(mm *m, uint64_t pid);
 void mm_ids_give_back(mm *m);
 
 /* segment.c */
+static inline uint64_t mm_fill_word(uint64_t generation, uint64_t blocks) { return generation << 32 | blocks; }
+static inline uint64_t mm_blocks_of(const mm *m) { return m->segment_size / MM_BLOCK; }
+bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner); /* the only way to change a segment's state */
+int mm_segment_open(mm *m, uint64_t old, mm_result *r);    /* replaces the open segment */
+uint64_t mm_segments_used(mm *m); /* up to the last one that holds anything */
+void mm_segment_seal(mm *m, mm_segment *s, uint64_t generation);
 mm_segment *mm_segment_of(mm *m, uint64_t address, mm_result *r); /* NULL: outside the published sizes */
 uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
 int mm_log_whole(mm *m, mm_result *r);                     /* the file holds what is published */
 int mm_log_cover(mm *m, uint64_t end, mm_result *r);
 bool mm_log_reaches(mm *m, uint64_t end);
+void mm_segment_abandon(mm *m, uint32_t slot, bool dead);  /* what its owner was preparing; dead: cleaning or punching, too */
+void mm_account(mm *m, uint64_t address, int64_t bytes);
+void mm_account_flush(mm *m);
+
+/* lease.c */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
 int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */
-void mm_segment_abandon(mm *m, uint32_t slot);             /* what a dead owner was preparing */
-void mm_account(mm *m, uint64_t address, int64_t bytes);
-void mm_account_flush(mm *m);
+uint64_t mm_lease_blocks(const mm *m, uint64_t at, uint32_t seed, uint64_t generation);
+uint32_t mm_lease_end_crc(uint32_t seed, uint64_t address, uint64_t filled, uint64_t epoch);
+uint64_t mm_lease_ended_at(uint32_t seed, const mm_lease_header *h, uint64_t *epoch);
+void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t filled); /* says in its header how far it was used, if nobody did */
+
+/* reuse.c */
+void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
+int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
+uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyond a few become holes of the file */
 
 /* room.c */
 #define MM_NO_SEGMENT UINT64_MAX
@@ -193,8 +229,21 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
 int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r);   /* that many bytes at lease.bump */
 uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n);
 uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
+uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word);
 void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */
 void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head);                 /* its bytes are live no more */
+
+/* group.c */
+uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload);
+void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, mm_result *r);
+
+/* clean.c */
+void mm_clean_help(mm *m);                  /* by a writer, outside its publish */
+int mm_clean_give_up(mm *m, void *args, mm_result *r);
+
+/* relocate.c */
+int mm_chain_passes(mm *m, uint64_t pid, uint64_t address, uint64_t version, mm_result *r); /* 1: the record is in the page's chain; 0; or -status */
+int mm_relocate(mm *m, uint64_t pid, uint64_t segment, uint64_t *moved, mm_result *r);
 
 /* snapshot.c */
 bool mm_snapshot_wanted(mm *m);
@@ -213,6 +262,7 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
 /* marks.c */
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;
+    uint64_t segments, discarded; /* in use; newest colour that config says is discarded */
     uint32_t count;
     mm_lease_fill leases[MM_MARK_LEASES];
 } mm_mark;

@@ -11,8 +11,8 @@
 
 #include "atomics.h"
 
-#define MM_FORMAT 2u            /* config, log, marks, snapshots: lasting */
-#define MM_LAYOUT_VERSION 2u    /* control, table, ids, rts: rebuilt when they differ */
+#define MM_FORMAT 3u            /* config, log, marks, snapshots: lasting */
+#define MM_LAYOUT_VERSION 3u    /* control, table, ids, rts: rebuilt when they differ */
 #define MM_BLOCK 4096u          /* a lease is a run of these */
 
 /* ---- head word: 0 = unallocated, else parity:1 | tag:21 | address/8:42 -------------------------------------- */
@@ -95,7 +95,7 @@ static inline uint64_t mm_span_of(uint64_t payload) { return (MM_RECORD_HEADER +
 #define MM_SEGMENT_MAGIC UINT64_C(0x67657343504D4D00) /* "\0MMPCseg" */
 #define MM_LEASE_MAGIC 0x4C455345u
 
-typedef struct mm_segment_header { /* at the start of each segment; the rest of its first block is zero */
+typedef struct mm_segment_header { /* at the start of each segment; the rest of its first block is zero, but for mm_segment_retired */
     uint64_t magic;
     uint32_t crc;        /* crc32c of the bytes behind it */
     uint32_t generation;
@@ -107,25 +107,42 @@ typedef struct mm_segment_header { /* at the start of each segment; the rest of 
 } mm_segment_header;
 _Static_assert(sizeof(mm_segment_header) == 64 && offsetof(mm_segment_header, uuid) == 48, "segment header is stored");
 
-typedef struct mm_lease_header {
+/* In a sector of its own behind the header: nothing in this generation of the segment is needed any more once `epoch` is durable.  Written before
+ * the segment can be used again, so what overwrites it later is never taken for damage. */
+typedef struct mm_segment_retired {
+    uint64_t magic;
     uint32_t crc;        /* crc32c of the bytes behind it, seeded as records are */
+    uint32_t generation;
+    uint64_t number;
+    uint64_t epoch;      /* loaded when the last of its pages had left */
+} mm_segment_retired;
+#define MM_RETIRED_MAGIC UINT64_C(0x6472747243504D4D) /* "MMPCrtrd" */
+#define MM_RETIRED_OFFSET 512u
+_Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
+
+typedef struct mm_lease_header {
+    uint32_t crc;        /* crc32c of the bytes behind it up to `end`, seeded as records are */
     uint32_t magic;
     uint64_t address;    /* its own */
     uint32_t blocks;
     uint32_t generation; /* of the segment */
     uint64_t previous;   /* address of the slot's previous lease, or 0 */
-    uint64_t filled;     /* bytes used in that one, its header included */
+    uint32_t filled;     /* bytes used in that one, its header included */
+    uint32_t previous_generation; /* of its segment */
     uint64_t stable;     /* newest durable epoch known when it was taken */
+    at_word end;         /* crc32c:32 | bytes used:32, or 0 while it is in use; stored once, after end_epoch */
+    at_word end_epoch;   /* loaded after the last commit word: where a mark says as much, all that was used must be whole */
 } mm_lease_header;
-_Static_assert(sizeof(mm_lease_header) == 48 && offsetof(mm_lease_header, previous) == 24, "lease header is stored");
+#define MM_LEASE_SUMMED 48u
+_Static_assert(sizeof(mm_lease_header) == 64 && offsetof(mm_lease_header, previous) == 24 && offsetof(mm_lease_header, end) == MM_LEASE_SUMMED, "lease header is stored");
 
 /* ---- marks: two blocks a slot, eight sectors a block; the newest whole sector anywhere is the durable epoch ----- */
 #define MM_MARK_MAGIC UINT64_C(0x6B72616D43504D4D) /* "MMPCmark" */
 #define MM_SECTOR 512u
 #define MM_MARK_SECTORS (MM_BLOCK / MM_SECTOR)
-#define MM_SECTOR_LEASES 30u
+#define MM_SECTOR_LEASES 29u
 #define MM_MARK_LEASES (MM_MARK_SECTORS * MM_SECTOR_LEASES)
-typedef struct mm_lease_fill { uint64_t address, fill; } mm_lease_fill;
+typedef struct mm_lease_fill { uint64_t address; uint32_t fill, generation; } mm_lease_fill;
 /* A mark fills all sectors of a block, each checksummed alone.  It is written after the log was synced, so one whole sector is enough:
  * torn by a crash or damaged in part, a mark still says its epoch.  A block without a whole and without a zero sector was damaged. */
 typedef struct mm_mark_sector {
@@ -135,9 +152,11 @@ typedef struct mm_mark_sector {
     uint64_t epoch;
     uint32_t slot;
     uint32_t place;      /* block * 8 + sector */
+    uint64_t segments;   /* of the log that were in use: a shorter log was cut */
+    uint64_t discarded;  /* newest colour that `config` says is discarded: one that says less is older */
     mm_lease_fill leases[MM_SECTOR_LEASES];
 } mm_mark_sector;
-_Static_assert(sizeof(mm_mark_sector) == 512 && offsetof(mm_mark_sector, leases) == 32, "a mark is eight sectors");
+_Static_assert(sizeof(mm_mark_sector) == 512 && offsetof(mm_mark_sector, leases) == 48, "a mark is eight sectors");
 #define MM_MARKS_SIZE (MM_SLOTS * 2u * MM_BLOCK) /* of the file, from its creation on: a shorter one was cut */
 
 /* ---- snapshot-<b>: the page table as it was; makes a recovery shorter, and nothing true or false ---------------- */
@@ -237,7 +256,8 @@ typedef struct mm_slot { /* written by its owner while its lock byte is held, an
     at_word opened;       /* CLOCK_REALTIME, ns: for people */
     at_word syncing;      /* epoch of a sync in progress, or 0 (a death in between is noticed by who reaps) */
     at_word helping;      /* calls that store a commit word for somebody else just now */
-    at_word spare0[3];
+    at_word last_shape;   /* of last_lease: generation:32 | blocks:32 */
+    at_word spare0[2];
     at_word announce;     /* epoch loaded at the start of the publish in progress, or 0; counts as a pin */
     at_word lease;        /* address of the lease announced (before it is taken), or 0 */
     at_word lease_shape;  /* generation:32 | blocks:32 */
@@ -252,10 +272,10 @@ typedef struct mm_slot { /* written by its owner while its lock byte is held, an
 } mm_slot;
 _Static_assert(sizeof(mm_slot) == 1024 && offsetof(mm_slot, announce) == 64 && offsetof(mm_slot, pins) == 128, "slot layout is shared");
 
-/* Segment entry.  word = state:4 | generation:24 | owner slot, or epoch of retirement:36; changed only by CAS. */
+/* Segment entry.  word = state:4 | generation:24 | owner slot:36; changed only by CAS (the table of transitions: segment.c). */
 enum mm_segment_state {
     MM_SEG_FREE = 0, MM_SEG_PREPARING = 1, MM_SEG_OPEN = 2, MM_SEG_SEALED = 3, MM_SEG_CLAIMED = 4, MM_SEG_RETIRED = 5,
-    MM_SEG_PUNCHING = 6, MM_SEG_HOLE = 7, MM_SEG_EXTENT = 8
+    MM_SEG_PUNCHING = 6, MM_SEG_HOLE = 7, MM_SEG_EXTENT = 8, MM_SEG_STATES
 };
 typedef struct mm_segment {
     at_word word;
@@ -264,7 +284,8 @@ typedef struct mm_segment {
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
     at_word written;      /* epoch when its last lease ended that is no slot's any more, or MM_WRITTEN_ALWAYS: CAS-max */
-    at_word spare[2];
+    at_word since;        /* CLAIMED: epoch of the claim; RETIRED: epoch when its last page had left.  Written by the owner before its CAS */
+    at_word looked;       /* hint: epoch when a cleaner last read it through */
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
 #define MM_WRITTEN_ALWAYS UINT64_MAX /* somebody helped a record in it: no epoch bounds when that commit word was stored */

@@ -25,6 +25,17 @@ void mm_seal_record(mm_record *rec, uint32_t payload_crc)
     at_store_relaxed(&rec->crc_commit, mm_checksum_header(payload_crc, rec));
 }
 
+/* The record at `at`, if all of it lies before `end` and holds: its span, else 0.  *word: its checksum and commit word. */
+uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
+{
+    if (at + MM_RECORD_HEADER > end) return 0;
+    const mm_record *rec = (const mm_record *)(m->log + at);
+    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    *word = at_load_relaxed(&rec->crc_commit);
+    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
+    return *word >> 32 && *word != mm_committed((uint32_t)*word) ? 0 : span;
+}
+
 static bool sane(const mm *m, const mm_view *v, uint64_t pid)
 {
     const mm_record *rec = v->record;

@@ -39,13 +39,15 @@ static bool sector_whole(const mm_config *c, const mm_mark_sector *s, uint32_t s
 /* The mark of a block: the leases of those sectors that have its newest epoch.  Epoch 0: it has no whole sector. */
 static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32_t block, mm_mark *k)
 {
-    k->epoch = 0;
+    k->epoch = k->segments = k->discarded = 0;
     k->count = 0;
     for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
         const mm_mark_sector *s = &b->sectors[i];
         if (!sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || s->epoch < k->epoch) continue;
         if (s->epoch > k->epoch) k->count = 0;
         k->epoch = s->epoch;
+        k->segments = s->segments;
+        k->discarded = s->discarded;
         memcpy(k->leases + k->count, s->leases, s->count * sizeof *s->leases);
         k->count += s->count;
     }
@@ -60,7 +62,7 @@ static void encode(const mm *m, const mm_mark *k, mark_block *b)
         mm_mark_sector *s = &b->sectors[i];
         uint32_t from = i * MM_SECTOR_LEASES, n = k->count > from ? k->count - from : 0;
         *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .count = n < MM_SECTOR_LEASES ? n : MM_SECTOR_LEASES, .epoch = k->epoch,
-                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i };
+                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i, .segments = k->segments, .discarded = k->discarded };
         memcpy(s->leases, k->leases + from, s->count * sizeof *s->leases);
         s->crc = sector_crc(s, m->config.uuid);
     }

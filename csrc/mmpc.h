@@ -38,7 +38,7 @@ enum mm_status {
 };
 
 /* Where damage was found. */
-enum mm_file { MM_FILE_NONE = 0, MM_FILE_LOG = 1, MM_FILE_TABLE = 2, MM_FILE_CONTROL = 3, MM_FILE_IDS = 4, MM_FILE_RTS = 5, MM_FILE_MARKS = 6, MM_FILE_SNAPSHOT = 7 };
+enum mm_file { MM_FILE_NONE = 0, MM_FILE_LOG = 1, MM_FILE_TABLE = 2, MM_FILE_CONTROL = 3, MM_FILE_IDS = 4, MM_FILE_RTS = 5, MM_FILE_MARKS = 6, MM_FILE_SNAPSHOT = 7, MM_FILE_CONFIG = 8 };
 
 /* What a caller needs to go on with a page: valid until somebody writes to it. */
 typedef struct mm_key {
@@ -72,6 +72,8 @@ typedef struct mm_config {
     uint32_t merge_kind;   /* enum mm_merge_kind of the store's materializer */
     uint32_t threshold;    /* page_consolidation_threshold */
     uint32_t segment_shift;
+    uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
+    uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
@@ -161,7 +163,7 @@ int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
 /* ---- rebuilding ------------------------------------------------------------------------------------------------------ */
 
 typedef struct mm_scan_report {
-    uint64_t segments, leases, records, committed, applied, discarded, pages, max_colour, bytes;
+    uint64_t segments, leases, records, committed, applied, discarded, pages, max_colour, max_epoch, bytes;
     uint64_t scanned; /* segments that had to be read */
 } mm_scan_report;
 typedef struct mm_snapshot_info {
@@ -185,6 +187,19 @@ int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result 
 /* Puts a record of `kind` (enum mm_kind) on any page of a store that was just made: MM_OK, MM_CONFLICT (somebody else is here), MM_NOPAGE, MM_FREED,
  * MM_CHAIN (a DELTA on nothing, on a FREE record, on a chain that is full), MM_TYPE, MM_TOOBIG, MM_LIMIT, MM_FULL. */
 int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r);
+
+/* ---- space ------------------------------------------------------------------------------------------------------------- */
+
+/* How eagerly: while the log is larger than it should be; also segments whose live share is below the threshold; all that gain anything. */
+enum mm_effort { MM_EFFORT_WRITER = 0, MM_EFFORT_BACKGROUND = 1, MM_EFFORT_ALL = 2 };
+typedef struct mm_clean_report {
+    uint64_t scanned, moved, retired; /* bytes read through, bytes copied, segments emptied */
+    uint32_t more;                    /* there was something to do */
+} mm_clean_report;
+/* Cleans until `gain` bytes more were read through than copied, or nothing is left to do, or a publish under way must be waited for (report->scanned
+ * is 0).  MM_CORRUPT: a segment cannot be emptied, and is left as it is. */
+int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r);
+int mm_rewrite_page(mm *m, uint64_t pid, mm_result *r); /* moves the page as it is; r->length: bytes written */
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
 

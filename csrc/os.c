@@ -50,6 +50,18 @@ int mm_os_grow(int fd, uint64_t from, uint64_t to)
     }
 }
 
+/* Gives the bytes [from, to) of a file back to the file system; they read as zeros, the size stays. */
+int mm_os_punch(int fd, uint64_t from, uint64_t to)
+{
+    if (MM_POINT_FAILS()) return EIO;
+#ifdef FALLOC_FL_PUNCH_HOLE
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)(to - from)) ? errno : 0;
+#else
+    (void)fd, (void)from, (void)to;
+    return ENOSYS;
+#endif
+}
+
 /* Where the next byte at or behind `from` is that is no hole; all ones: none. */
 uint64_t mm_os_data(int fd, uint64_t from)
 {

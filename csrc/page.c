@@ -208,6 +208,7 @@ static int publish(mm *m, void *args, mm_result *r)
     if (!rc) tell_due(m, r);
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
     mm_publish_end(m);
+    mm_clean_help(m);
     return rc;
 }
 
@@ -273,6 +274,7 @@ static int allocate(mm *m, void *args, mm_result *r)
     rc = mm_blame(m, rc, r);
     if (!rc) tell_due(m, r);
     mm_publish_end(m);
+    mm_clean_help(m);
     return rc;
 }
 

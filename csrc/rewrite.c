@@ -37,8 +37,8 @@ static uint64_t slots_used(const mm *m)
 static bool on_disk(mm *m, uint64_t n, uint64_t stable)
 {
     uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
-    if (state == MM_SEG_FREE) return true;
-    if (state != MM_SEG_SEALED) return false;
+    if (state == MM_SEG_FREE || state == MM_SEG_PUNCHING || state == MM_SEG_HOLE) return true;
+    if (state != MM_SEG_SEALED && state != MM_SEG_CLAIMED) return false; /* a RETIRED one has said so since */
     for (uint32_t i = 0; i < slots_used(m); i++) {
         uint64_t lease = at_load_acquire(&m->slots[i].lease), last = at_load_acquire(&m->slots[i].last_lease);
         if ((lease && lease >> m->segment_shift == n) || (last && last >> m->segment_shift == n)) return false;

@@ -30,11 +30,14 @@ static int next_segment(mm *m, uint64_t but, uint64_t *n, mm_result *r)
 {
     uint64_t used = at_load_acquire(&m->g->segments);
     if (used && !mm_segment_of(m, (used - 1) << m->segment_shift, r)) return mm_corrupt(r, MM_FILE_CONTROL, MM_CONTROL_GLOBALS + offsetof(mm_globals, segments));
-    for (uint64_t i = 0; i < used && at_load_relaxed(&m->g->free_segments); i++)
-        if (i != but && mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_FREE) {
-            *n = i;
-            return MM_OK;
-        }
+    *n = MM_NO_SEGMENT;
+    for (uint64_t i = 0; i < used && at_load_relaxed(&m->g->free_segments); i++) {
+        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[i].word));
+        if (i == but || (state != MM_SEG_FREE && state != MM_SEG_HOLE)) continue;
+        if (state == MM_SEG_FREE || *n == MM_NO_SEGMENT) *n = i;
+        if (state == MM_SEG_FREE) break;
+    }
+    if (*n != MM_NO_SEGMENT) return MM_OK;
     *n = but != MM_NO_SEGMENT && but >= used ? but + 1 : used;
     return *n < MM_MAX_SEGMENTS ? MM_OK : MM_LIMIT;
 }

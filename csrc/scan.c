@@ -14,6 +14,9 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
+    uint64_t ended;                          /* bytes used when it ended, if that is durable, or 0 */
+    uint32_t previous_generation, seed;
+    bool open;                               /* does not say how far it was used, or in a life that was discarded */
     bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
 } found_lease;
 
@@ -31,6 +34,7 @@ typedef struct scan {
     uint64_t stable;     /* newest durable epoch that any header knows of */
     uint64_t segments;
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
+    bool *doubtful;      /* it says that it was retired, in a life that was discarded */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
     mm_snapshot_entry *entries;
@@ -51,23 +55,11 @@ static uint64_t segment_end(const scan *s, uint64_t n)
     return end < s->size ? end : s->size;
 }
 
-/* The record at `at`, if it is whole: its span, else 0. */
-static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word)
-{
-    if (at + MM_RECORD_HEADER > end) return 0;
-    const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
-    *word = at_load_relaxed(&rec->crc_commit);
-    if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
-    if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
-    return span;
-}
-
 /* The head of a snapshot is compared by its version: damaged, it must not give way to an older record that was read. */
 static bool head_whole(const scan *s, uint64_t address)
 {
     uint64_t n = address >> s->m->segment_shift, word;
-    return whole_record(s, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
+    return mm_record_whole(s->m, address, segment_end(s, n), mm_segment_seed(s->m, &s->m->segments[n]), &word) != 0;
 }
 
 static int apply(scan *s, uint64_t address, const mm_record *rec)
@@ -112,7 +104,7 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
     return MM_OK;
 }
 
-static int note_lease(scan *s, uint64_t at)
+static int note_lease(scan *s, uint64_t at, uint32_t seed)
 {
     if (s->found == s->room) {
         uint64_t room = s->room ? s->room * 2 : 256;
@@ -121,10 +113,12 @@ static int note_lease(scan *s, uint64_t at)
         s->leases = more;
         s->room = room;
     }
-    mm_lease_header h;
-    memcpy(&h, s->m->log + at, sizeof h);
-    if (h.stable > s->stable) s->stable = h.stable;
-    s->leases[s->found++] = (found_lease){ .address = at, .end = at + sizeof h, .previous = h.previous, .filled = h.filled };
+    const mm_lease_header *h = (const mm_lease_header *)(s->m->log + at);
+    uint64_t epoch, ended = mm_lease_ended_at(seed, h, &epoch);
+    if (h->stable > s->stable) s->stable = h->stable;
+    s->leases[s->found++] = (found_lease){ .address = at, .end = at + sizeof *h, .previous = h->previous, .filled = h->filled, .seed = seed,
+                                           .previous_generation = h->previous_generation, .open = !ended || !colour_counts(s, epoch),
+                                           .ended = ended && colour_counts(s, epoch) ? ended : 0 };
     s->report->leases++;
     return MM_OK;
 }
@@ -132,11 +126,11 @@ static int note_lease(scan *s, uint64_t at)
 static int scan_lease(scan *s, uint64_t at, uint64_t end, uint32_t seed)
 {
     uint64_t word, span;
-    int rc = note_lease(s, at);
+    int rc = note_lease(s, at, seed);
     if (rc) return rc;
     s->inner = 0;
     at += sizeof(mm_lease_header);
-    while ((span = whole_record(s, at, end, seed, &word)) != 0) {
+    while ((span = mm_record_whole(s->m, at, end, seed, &word)) != 0) {
         rc = take(s, at, (const mm_record *)(s->m->log + at), word);
         if (rc) return rc;
         s->report->bytes += span;
@@ -146,16 +140,6 @@ static int scan_lease(scan *s, uint64_t at, uint64_t end, uint32_t seed)
     return MM_OK;
 }
 
-/* Blocks of the lease at `at`, or 0 if there is none. */
-static uint64_t lease_blocks(const scan *s, uint64_t at, uint32_t seed, uint64_t generation)
-{
-    mm_lease_header h;
-    memcpy(&h, s->m->log + at, sizeof h);
-    bool ok = h.magic == MM_LEASE_MAGIC && h.address == at && h.generation == generation && h.blocks
-              && h.crc == crc32c_extend(seed, (const uint8_t *)&h + 4, sizeof h - 4) && h.blocks <= (s->m->segment_size - at % s->m->segment_size) / MM_BLOCK;
-    return ok ? h.blocks : 0;
-}
-
 static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
 {
     memcpy(h, s->m->log + (n << s->m->segment_shift), sizeof *h);
@@ -163,7 +147,19 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-/* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED. */
+/* The epoch at which this generation of the segment was retired, if the state that counts knows of it, or 0. */
+static uint64_t retired_at(const scan *s, uint64_t n, const mm_segment_header *h)
+{
+    mm_segment_retired t;
+    memcpy(&t, s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, sizeof t);
+    if (t.magic != MM_RETIRED_MAGIC || t.number != n || t.generation != h->generation) return 0;
+    if (t.crc != crc32c_extend(crc32c_word(s->m->uuid_seed, h->salt), (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
+    if (colour_counts(s, t.epoch)) return t.epoch;
+    s->doubtful[n] = true;
+    return 0;
+}
+
+/* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
 static void adopt_segment(scan *s, uint64_t n)
 {
     mm *m = s->m;
@@ -177,11 +173,15 @@ static void adopt_segment(scan *s, uint64_t n)
     }
     s->report->segments++;
     if (h.stable > s->stable) s->stable = h.stable;
-    if (h.epoch > s->report->max_colour) s->report->max_colour = h.epoch;
+    if (h.epoch > s->report->max_epoch) s->report->max_epoch = h.epoch;
     at_store_relaxed(&e->salt, h.salt);
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
-    at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
+    uint64_t retired = retired_at(s, n, &h);
+    at_store_relaxed(&e->since, retired);
+    at_store_relaxed(&e->word, mm_segword(retired ? MM_SEG_RETIRED : MM_SEG_SEALED, h.generation, MM_SLOTS));
+    s->read[n] = false;
+    if (retired) return;
     const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
@@ -199,7 +199,7 @@ static int read_segment(scan *s, uint64_t n)
             at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
             continue;
         }
-        uint64_t blocks = lease_blocks(s, at, seed, generation), stop = at + blocks * MM_BLOCK;
+        uint64_t blocks = mm_lease_blocks(m, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
         at = blocks ? stop : at + MM_BLOCK;
@@ -217,7 +217,7 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
     if (address + MM_RECORD_HEADER > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
     uint64_t word = at_load_relaxed(&s->m->segments[n].word);
     if (mm_segword_state(word) == MM_SEG_FREE) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift); /* its header was whole then */
-    if (mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
+    if (mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32) return MM_OK;
     *head = 0;
     if (s->owed_count == s->owed_room) {
         uint64_t room = s->owed_room ? 2 * s->owed_room : 256, *more = realloc(s->owed, room * sizeof *more);
@@ -266,12 +266,14 @@ static found_lease *find_lease(const scan *s, uint64_t address)
     return low < s->found && s->leases[low].address == address ? &s->leases[low] : NULL;
 }
 
-/* What lies in a segment that was not read is known by its heads: damage there is found by who reads the page. */
-static int require(const scan *s, uint64_t address, uint64_t filled, found_lease **found)
+/* What lies in a segment that was not read is known by its heads: damage there is found by who reads the page.  One that was retired, or is used
+ * again, holds nothing that is needed. */
+static int require(const scan *s, uint64_t address, uint32_t generation, uint64_t filled, found_lease **found)
 {
-    uint64_t n = address >> s->m->segment_shift;
+    uint64_t n = address >> s->m->segment_shift, word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     *found = NULL;
-    if (n < s->segments && !s->read[n] && mm_segword_state(at_load_relaxed(&s->m->segments[n].word)) == MM_SEG_SEALED) return MM_OK;
+    if (mm_segword_state(word) == MM_SEG_RETIRED || mm_segword_generation(word) > generation) return MM_OK;
+    if (mm_segword_state(word) == MM_SEG_SEALED && !s->read[n]) return MM_OK;
     found_lease *l = find_lease(s, address);
     if (!l) return mm_corrupt(s->r, MM_FILE_LOG, address);
     *found = l;
@@ -285,7 +287,8 @@ static int require_before(const scan *s, found_lease *l)
     int rc = MM_OK;
     while (!rc && l && l->previous && !l->behind) {
         l->behind = true;
-        rc = require(s, l->previous, l->filled, &l);
+        if (l->previous >> s->m->segment_shift >= s->segments) return MM_OK; /* given back when the log was truncated: what must be there a mark says */
+        rc = require(s, l->previous, l->previous_generation, l->filled, &l);
         if (!rc && l) l->followed = true;
     }
     return rc;
@@ -300,8 +303,12 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
+    if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    if (!rc && s->m->config.discarded < mark.discarded) rc = mm_corrupt(s->r, MM_FILE_CONFIG, 0); /* it is older than it was */
+    for (uint64_t i = 0; !rc && i < s->found; i++)
+        if (s->leases[i].ended > s->leases[i].end - s->leases[i].address) rc = mm_corrupt(s->r, MM_FILE_LOG, s->leases[i].end);
     for (uint32_t i = 0; !rc && i < mark.count; i++) {
-        rc = require(s, mark.leases[i].address, mark.leases[i].fill, &l);
+        rc = require(s, mark.leases[i].address, mark.leases[i].generation, mark.leases[i].fill, &l);
         if (rc || !l) continue;
         l->counts = true;
         rc = require_before(s, l);
@@ -309,6 +316,38 @@ static int check_required(scan *s)
     for (uint64_t i = 0; !rc && i < s->found; i++)
         if (s->leases[i].counts) rc = require_before(s, &s->leases[i]);
     return rc;
+}
+
+/* Above all epochs that the life that ended knew: a mark that says as much is one of the next life. */
+static uint64_t next_epoch(const scan *s)
+{
+    mm_mark mark;
+    uint64_t epoch = s->report->max_colour > s->report->max_epoch ? s->report->max_colour : s->report->max_epoch;
+    if (mm_mark_newest(&s->m->config, &mark, s->r) == MM_OK && mark.epoch > epoch) epoch = mark.epoch;
+    for (uint32_t i = 0; i < s->pairs; i++)
+        if (s->discards[2 * i + 1] > epoch) epoch = s->discards[2 * i + 1];
+    return epoch + 1;
+}
+
+/* What the life that was discarded said of the retirement of segments must not be believed later, when epochs have gone on. */
+static void forget_retirements(scan *s)
+{
+    static const mm_segment_retired none;
+    for (uint64_t n = 0; n < s->segments; n++)
+        if (s->doubtful[n]) at_copy(s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, &none, sizeof none);
+}
+
+/* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */
+static void end_leases(scan *s)
+{
+    uint64_t epoch = next_epoch(s);
+    for (uint64_t i = 0; i < s->found; i++) {
+        const found_lease *l = &s->leases[i];
+        if (!l->open) continue;
+        mm_lease_header *h = (mm_lease_header *)(s->m->log + l->address);
+        at_store_relaxed(&h->end_epoch, epoch);
+        at_store_release(&h->end, (uint64_t)mm_lease_end_crc(l->seed, l->address, l->end - l->address, epoch) << 32 | (l->end - l->address));
+    }
 }
 
 /* The last leases of the life that ended go into the slots: the next life's first leases and marks name them, so they stay required. */
@@ -322,6 +361,7 @@ static int hand_on_leases(scan *s)
         int e = mm_os_grow(s->m->config.control, block, block + MM_BLOCK);
         if (e) return mm_os_failed(s->r, e);
         at_store_relaxed(&s->m->slots[slot].lease, l->address);
+        at_store_relaxed(&s->m->slots[slot].lease_shape, mm_segword_generation(at_load_relaxed(&s->m->segments[l->address >> s->m->segment_shift].word)) << 32);
         at_store_relaxed(&s->m->slots[slot].lease_fill, l->end - l->address);
         at_max_release(&s->m->g->slots_used, ++slot);
     }
@@ -369,7 +409,8 @@ static int prepare_scan(scan *s)
     at_store_relaxed(&m->g->segments, n);
     at_store_relaxed(&m->g->log_size, s->size);
     s->read = calloc(n + 1, sizeof *s->read);
-    if (!s->read) return mm_os_failed(s->r, ENOMEM);
+    s->doubtful = calloc(n + 1, sizeof *s->doubtful);
+    if (!s->read || !s->doubtful) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -398,6 +439,8 @@ static int scan_all(mm *m, void *args, mm_result *r)
         if (s->read[i]) rc = read_segment(s, i);
     if (!rc) rc = check_required(s);
     if (!rc) rc = check_owed(s);
+    if (!rc) forget_retirements(s);
+    if (!rc) end_leases(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
     if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
@@ -429,6 +472,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
+    free(s.doubtful);
     free(s.entries);
     free(s.owed);
     mm_os_unmap_files(m);

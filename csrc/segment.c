@@ -1,21 +1,41 @@
-/* segment.c - segments and leases: where log space comes from.
+/* segment.c - segments: their states, and where the next one to write to comes from.
  *
- * FREE -> PREPARING -> OPEN -> SEALED -> ... (cleaning).  State, generation and owner are one word, changed only by CAS;
- * generation + 1 at FREE -> PREPARING.  Leases are taken from the segment named by control.open_segment, by one CAS on its
- * fill word, which holds the generation too.  Nobody waits: who finds the open segment full seals it and prepares another.
+ * State, generation and owner are one word, changed only by CAS along the table below; generation + 1 at FREE -> PREPARING.  Leases are taken
+ * from the segment named by control.open_segment (lease.c).  Nobody waits: who finds the open segment full seals it and prepares another.
  *
- * Died here: a PREPARING segment goes back to FREE when its owner is reaped; an announced or taken lease is just less live data.
- * Stopped here: others prepare another segment.
+ * Died here: what it was PREPARING, had CLAIMED or was PUNCHING goes back when its owner is reaped.  Stopped here: others take another one.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "internal.h"
 
-#define LEASE_LARGEST (64u * 1024u)
+/* Bit s of row f: a segment may go from state f to state s. */
+#define TO(state) (1u << (state))
+static const uint16_t transitions[MM_SEG_STATES] = {
+    [MM_SEG_FREE] = TO(MM_SEG_PREPARING) | TO(MM_SEG_PUNCHING),
+    [MM_SEG_HOLE] = TO(MM_SEG_PREPARING),
+    [MM_SEG_PREPARING] = TO(MM_SEG_OPEN) | TO(MM_SEG_FREE),   /* FREE: no room, or its owner died */
+    [MM_SEG_OPEN] = TO(MM_SEG_SEALED) | TO(MM_SEG_FREE),      /* FREE: never named as the open one, so nobody leased from it */
+    [MM_SEG_SEALED] = TO(MM_SEG_CLAIMED),
+    [MM_SEG_CLAIMED] = TO(MM_SEG_RETIRED) | TO(MM_SEG_SEALED), /* SEALED: given up, or its cleaner died */
+    [MM_SEG_RETIRED] = TO(MM_SEG_FREE),
+    [MM_SEG_PUNCHING] = TO(MM_SEG_HOLE),
+};
 
-static uint64_t fill_word(uint64_t generation, uint64_t blocks) { return generation << 32 | blocks; }
-static uint64_t blocks_of(const mm *m) { return m->segment_size / MM_BLOCK; }
+/* The one place where a segment changes state: from *w, as it was loaded, keeping the generation unless it is being prepared.  False: somebody
+ * else was faster (*w is what stands there now), or the table has no such step. */
+bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner)
+{
+    uint64_t from = mm_segword_state(*w), generation = mm_segword_generation(*w);
+    if (from >= MM_SEG_STATES || !(transitions[from] & TO(to))) return false;
+    if (to == MM_SEG_PREPARING && (generation = (generation + 1) & 0xFFFFFF) == 0) generation = 1; /* 0 is no generation: peek.h */
+    if (!at_cas_acq_rel(&m->segments[n].word, w, mm_segword(to, generation, owner))) return false;
+    *w = mm_segword(to, generation, owner);
+    if (to == MM_SEG_FREE || to == MM_SEG_HOLE) at_add_relaxed(&m->g->free_segments, 1);
+    if (from == MM_SEG_FREE || from == MM_SEG_HOLE) at_add_relaxed(&m->g->free_segments, UINT64_MAX);
+    return true;
+}
 
 /* ---- published sizes --------------------------------------------------------------------------------------------------- */
 
@@ -112,34 +132,42 @@ void mm_account(mm *m, uint64_t address, int64_t bytes)
 
 /* ---- opening a segment ------------------------------------------------------------------------------------------------------ */
 
-/* FREE -> PREPARING.  The entry of a number never used reads as FREE, generation 0. */
-static bool prepare(mm *m, uint64_t n, uint64_t *generation)
+/* A segment in state `state` to prepare, if there is one.  The entry of a number never used reads as FREE, generation 0. */
+static bool prepare(mm *m, uint64_t n, uint64_t state, uint64_t *generation)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
-    if (mm_segword_state(w) != MM_SEG_FREE) return false;
-    *generation = (mm_segword_generation(w) + 1) & 0xFFFFFF;
-    if (*generation == 0) *generation = 1; /* 0 is no generation: peek.h */
-    return at_cas_acq_rel(&m->segments[n].word, &w, mm_segword(MM_SEG_PREPARING, *generation, m->slot_index));
+    if (mm_segword_state(w) != state || !mm_segment_step(m, n, &w, MM_SEG_PREPARING, m->slot_index)) return false;
+    *generation = mm_segword_generation(w);
+    return true;
+}
+
+/* Those that have their bytes before those that were punched. */
+static bool take_used(mm *m, uint64_t *n, uint64_t *generation)
+{
+    static const uint8_t order[] = { MM_SEG_FREE, MM_SEG_HOLE };
+    for (unsigned k = 0; k < sizeof order; k++)
+        for (uint64_t i = 0; i < pv_load_relaxed(&m->segments_safe); i++)
+            if (prepare(m, i, order[k], generation)) {
+                *n = i;
+                return true;
+            }
+    at_store_relaxed(&m->g->free_segments, 0); /* a hint that had drifted */
+    return false;
 }
 
 static int take_free(mm *m, uint64_t *n, uint64_t *generation, mm_result *r)
 {
-    if (at_load_relaxed(&m->g->free_segments)) {
-        for (uint64_t i = 0; i < pv_load_relaxed(&m->segments_safe); i++)
-            if (prepare(m, i, generation)) {
-                at_add_relaxed(&m->g->free_segments, UINT64_MAX);
-                *n = i;
-                return MM_OK;
-            }
-        at_store_relaxed(&m->g->free_segments, 0);
-    }
+    mm_reclaim(m);
+    if (at_load_relaxed(&m->g->free_segments) && take_used(m, n, generation)) return MM_OK;
     for (;;) {
         uint64_t next = at_load_acquire(&m->g->segments);
         if (next >= MM_MAX_SEGMENTS) return MM_LIMIT;
         uint64_t at = (MM_CONTROL_SEGMENTS + next * sizeof(mm_segment)) & ~(uint64_t)(MM_BLOCK - 1);
         int e = mm_os_grow(m->config.control, at, at + MM_BLOCK);
         if (e) return mm_os_failed(r, e);
-        bool won = prepare(m, next, generation);
+        at_add_relaxed(&m->g->free_segments, 1); /* a number that was never used counts as FREE from here on */
+        bool won = prepare(m, next, MM_SEG_FREE, generation);
+        if (!won) at_add_relaxed(&m->g->free_segments, UINT64_MAX);
         at_max_release(&m->g->segments, next + 1);
         if (!won) continue;
         *n = next;
@@ -147,7 +175,8 @@ static int take_free(mm *m, uint64_t *n, uint64_t *generation, mm_result *r)
     }
 }
 
-/* The header is complete before the segment is OPEN, hence before any record in it can be published. */
+/* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
+ * its retirement names that generation. */
 static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
 {
     uint64_t at = n << m->segment_shift, salt;
@@ -167,208 +196,73 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     at_store_relaxed(&s->opened, h.epoch);
     at_store_relaxed(&s->live, 0);
     at_store_relaxed(&s->written, 0);
-    at_store_relaxed(&s->fill, fill_word(generation, 1));
+    at_store_relaxed(&s->since, 0);
+    at_store_relaxed(&s->looked, h.epoch);
+    at_store_relaxed(&s->fill, mm_fill_word(generation, 1));
     return MM_OK;
 }
 
-static void give_back(mm *m, uint64_t n, uint64_t state, uint64_t generation)
-{
-    uint64_t w = mm_segword(state, generation, m->slot_index);
-    if (at_cas_acq_rel(&m->segments[n].word, &w, mm_segword(MM_SEG_FREE, generation, 0))) at_add_relaxed(&m->g->free_segments, 1);
-}
-
 /* Replaces the open segment `old` (the word of control.open_segment) by a fresh one. */
-static int open_segment(mm *m, uint64_t old, mm_result *r)
+int mm_segment_open(mm *m, uint64_t old, mm_result *r)
 {
     uint64_t n = 0, generation = 0;
     int rc = take_free(m, &n, &generation, r);
     if (rc) return rc;
     rc = write_header(m, n, generation, r);
+    uint64_t w = mm_segword(MM_SEG_PREPARING, generation, m->slot_index);
     if (rc) {
-        give_back(m, n, MM_SEG_PREPARING, generation);
+        mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
         return rc;
     }
-    uint64_t w = mm_segword(MM_SEG_PREPARING, generation, m->slot_index);
-    at_cas_acq_rel(&m->segments[n].word, &w, mm_segword(MM_SEG_OPEN, generation, m->slot_index));
+    if (!mm_segment_step(m, n, &w, MM_SEG_OPEN, m->slot_index)) return MM_OK;
     /* Lost: somebody else has opened one; nobody can have leased from ours, which no hint ever named. */
-    if (!at_cas_acq_rel(&m->g->open_segment, &old, generation << 32 | (n + 1))) give_back(m, n, MM_SEG_OPEN, generation);
+    if (!at_cas_acq_rel(&m->g->open_segment, &old, generation << 32 | (n + 1))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
     return MM_OK;
 }
 
 /* Takes what is left of the segment, so that no lease follows, then OPEN -> SEALED. */
-static void seal(mm *m, mm_segment *s, uint64_t generation)
+void mm_segment_seal(mm *m, mm_segment *s, uint64_t generation)
 {
-    uint64_t f = at_load_acquire(&s->fill), full = fill_word(generation, blocks_of(m));
+    uint64_t f = at_load_acquire(&s->fill), full = mm_fill_word(generation, mm_blocks_of(m));
     while (f >> 32 == generation && f < full && !at_cas_acq_rel(&s->fill, &f, full)) { }
     uint64_t w = at_load_acquire(&s->word);
     while (mm_segword_state(w) == MM_SEG_OPEN && mm_segword_generation(w) == generation
-           && !at_cas_acq_rel(&s->word, &w, mm_segword(MM_SEG_SEALED, generation, mm_segword_rest(w)))) { }
+           && !mm_segment_step(m, (uint64_t)(s - m->segments), &w, MM_SEG_SEALED, mm_segword_rest(w))) { }
 }
 
-void mm_segment_abandon(mm *m, uint32_t slot)
+uint64_t mm_segments_used(mm *m)
+{
+    mm_result ignored;
+    uint64_t n = at_load_acquire(&m->g->segments);
+    if (n && !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return 0;
+    for (; n > 0; n--) {
+        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n - 1].word));
+        if (state != MM_SEG_FREE && state != MM_SEG_HOLE && state != MM_SEG_PUNCHING && state != MM_SEG_PREPARING) break;
+    }
+    return n;
+}
+
+/* OPEN, and never named as the open one: nobody leased from it. */
+static bool unused(mm *m, uint64_t n, uint64_t w)
+{
+    uint64_t g = mm_segword_generation(w);
+    return at_load_acquire(&m->g->open_segment) != (g << 32 | (n + 1)) && at_load_acquire(&m->segments[n].fill) == mm_fill_word(g, 1);
+}
+
+/* What an owner had in its hands when it died, or when a fault ended its publish: nothing of it is lost, and all may be done again. */
+void mm_segment_abandon(mm *m, uint32_t slot, bool dead)
 {
     mm_result ignored;
     if (segments_refresh(m, &ignored)) return;
     for (uint64_t n = 0; n < pv_load_relaxed(&m->segments_safe); n++) {
-        uint64_t w = at_load_acquire(&m->segments[n].word), g = mm_segword_generation(w);
+        uint64_t w = at_load_acquire(&m->segments[n].word);
         if (mm_segword_rest(w) != slot) continue;
-        bool unused = mm_segword_state(w) == MM_SEG_OPEN && at_load_acquire(&m->g->open_segment) != (g << 32 | (n + 1))
-                      && at_load_acquire(&m->segments[n].fill) == fill_word(g, 1);
-        if (mm_segword_state(w) != MM_SEG_PREPARING && !unused) continue;
-        if (at_cas_acq_rel(&m->segments[n].word, &w, mm_segword(MM_SEG_FREE, g, 0))) at_add_relaxed(&m->g->free_segments, 1);
-    }
-}
-
-/* ---- leases ----------------------------------------------------------------------------------------------------------------- */
-
-/* Announced before it is taken: a snapshot that sees the segment full sees the lease (model: scan.pml). */
-static void announce_lease(mm *m, uint64_t address, uint64_t generation, uint64_t blocks)
-{
-    const mm_lease *l = &m->lease;
-    at_store_relaxed(&m->slot->last_fill, 0); /* while it is 0 nobody believes last_lease */
-    at_store_release(&m->slot->last_lease, l->start ? l->start : l->previous);
-    at_store_release(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
-    at_store_relaxed(&m->slot->lease_fill, 0); /* before the address: nobody pairs the old fill with the new lease */
-    at_store_relaxed(&m->slot->lease_shape, generation << 32 | blocks);
-    at_store_seq_cst(&m->slot->lease, address);
-}
-
-/* No new lease came of it: the last one stands in the slot again. */
-static void announce_again(mm *m)
-{
-    const mm_lease *l = &m->lease;
-    at_store_seq_cst(&m->slot->lease, l->start ? l->start : l->previous);
-    at_store_release(&m->slot->lease_fill, l->start ? l->bump - l->start : l->filled);
-}
-
-/* The lease is no slot's any more: until a flush begins after this, its segment holds bytes that no sync covers (flush.c, C15). */
-void mm_lease_ended(mm *m)
-{
-    mm_lease *l = &m->lease;
-    l->previous = l->start;
-    l->filled = l->bump - l->start;
-    at_max_release(&m->segments[l->segment].written, at_load_acquire(&m->g->epoch));
-}
-
-/* Where it was written to is not known any more: the bytes behind the bump pointer may be a published record. */
-void mm_lease_give_up(mm *m)
-{
-    mm_lease *l = &m->lease;
-    if (l->start) {
-        l->previous = l->start;
-        l->filled = l->bump - l->start;
-    }
-    l->start = 0;
-    l->live = 0;
-    announce_again(m);
-    at_max_release(&m->segments[l->segment].written, at_load_acquire(&m->g->epoch));
-}
-
-/* m->lease changes as a whole, at the end: a fault on the way leaves the old one. */
-static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, uint64_t blocks, bool reserve)
-{
-    mm_account_flush(m);
-    if (m->lease.start) mm_lease_ended(m);
-    at_add_relaxed(&m->g->log_taken, blocks * MM_BLOCK);
-    if (mm_snapshot_wanted(m) && at_load_relaxed(&m->g->snapshot_due) < mm_os_monotonic()) m->due = true;
-    mm_lease l = m->lease;
-    l.start = (n << m->segment_shift) + first * MM_BLOCK;
-    l.end = l.start + blocks * MM_BLOCK;
-    l.segment = (uint32_t)n;
-    l.generation = (uint32_t)generation;
-    l.seed = mm_segment_seed(m, &m->segments[n]);
-    l.reserve = reserve;
-    if (!reserve) l.next_size = l.next_size * 2 < LEASE_LARGEST ? l.next_size * 2 : LEASE_LARGEST;
-    mm_lease_header h = { .magic = MM_LEASE_MAGIC, .address = l.start, .blocks = (uint32_t)blocks, .generation = l.generation,
-                          .previous = l.previous, .filled = l.filled, .stable = at_load_acquire(&m->g->stable) };
-    h.crc = crc32c_extend(l.seed, (const uint8_t *)&h + 4, sizeof h - 4);
-    mm_os_touch(m->log + l.start, l.end - l.start);
-    at_copy(m->log + l.start, &h, sizeof h);
-    l.bump = l.start + sizeof h;
-    m->lease = l;
-    at_store_release(&m->slot->lease_fill, sizeof h);
-}
-
-static bool is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
-
-/* Allocates what a lease from `at` on needs: `want` blocks, or no more than `need` where there is little room; the reserve behind it, or itself
- * from the reserve if that is what it is for.  Before anything is taken: a full disk takes nothing. */
-static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *want, enum mm_purpose purpose, bool *reserve, mm_result *r)
-{
-    *reserve = false;
-    int rc = mm_room_behind(m, n, at + *want * MM_BLOCK, MM_GROWS, r);
-    if (is_full(rc) && *want > need) {
-        *want = need;
-        rc = mm_room_behind(m, n, at + need * MM_BLOCK, MM_GROWS, r);
-    }
-    if (!is_full(rc) || purpose == MM_GROWS) return rc;
-    *reserve = true;
-    return mm_room_behind(m, n, at + need * MM_BLOCK, MM_FREES, r);
-}
-
-/* A lease that was taken from the reserve may be used for anything once the reserve is whole again behind all that is taken. */
-int mm_segment_refill(mm *m, mm_result *r)
-{
-    uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;
-    mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
-    if (!s) return mm_room_next(m, MM_NO_SEGMENT, 0, MM_GROWS, r);
-    uint64_t taken = at_load_acquire(&s->fill) & 0xFFFFFFFF;
-    if (taken > blocks_of(m)) return mm_corrupt(r, MM_FILE_CONTROL, (uint64_t)((uint8_t *)&s->fill - m->control));
-    return mm_room_behind(m, n, (n << m->segment_shift) + taken * MM_BLOCK, MM_GROWS, r);
-}
-
-/* One try in segment n.  MM_OK: the lease is ours; MM_BUSY: look again (somebody was faster); MM_SPACE: the segment has too little left. */
-static int try_lease(mm *m, uint64_t n, uint64_t generation, uint64_t need, enum mm_purpose purpose, mm_result *r)
-{
-    mm_segment *s = &m->segments[n];
-    uint64_t w = at_load_acquire(&s->word), f = at_load_acquire(&s->fill), first = f & 0xFFFFFFFF, room = blocks_of(m) - first;
-    if (mm_segword_state(w) != MM_SEG_OPEN || mm_segword_generation(w) != generation || f >> 32 != generation) return MM_SPACE;
-    uint64_t want = m->lease.next_size / MM_BLOCK;
-    bool reserve;
-    if (want < need) want = need;
-    if (first == 0 || first > blocks_of(m)) return mm_corrupt(r, MM_FILE_CONTROL, (uint64_t)((uint8_t *)&s->fill - m->control));
-    if (room < need) return MM_SPACE;
-    if (want > room) want = room;
-    int rc = cover_lease(m, n, (n << m->segment_shift) + first * MM_BLOCK, need, &want, purpose, &reserve, r);
-    if (rc) return rc;
-    announce_lease(m, (n << m->segment_shift) + first * MM_BLOCK, generation, want);
-    if (!at_cas_acq_rel(&s->fill, &f, fill_word(generation, first + want))) return MM_BUSY;
-    begin_lease(m, n, generation, first, want, reserve);
-    return MM_OK;
-}
-
-/* The open segment (the word `open`; s is NULL: there is none) has too little left: seals it and opens another, once there is room in that.
- * MM_BUSY: look again. */
-static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_purpose purpose, mm_result *r)
-{
-    uint64_t n = s ? (uint64_t)(s - m->segments) : MM_NO_SEGMENT;
-    int rc = mm_room_next(m, n, need, MM_GROWS, r);
-    if (is_full(rc) && purpose == MM_FREES) rc = mm_room_next(m, n, need, MM_FREES, r);
-    if (!rc && s) seal(m, s, open >> 32);
-    if (!rc && at_load_acquire(&m->g->open_segment) == open) rc = open_segment(m, open, r);
-    if (is_full(rc) && at_load_acquire(&m->g->open_segment) != open) rc = MM_OK; /* somebody else had room */
-    return rc ? rc : MM_BUSY;
-}
-
-/* A lease with room for `bytes` behind its header.  The caller has announced a publish.  Each turn of the loop means that somebody made
- * progress; the bound is against a hostile `control`. */
-int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
-{
-    uint64_t need = (bytes + sizeof(mm_lease_header) + MM_BLOCK - 1) / MM_BLOCK;
-    bool reaped = false;
-    for (uint32_t tries = 0; tries < 1u << 20; tries++) {
-        uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;
-        mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
-        if (open && !s) break;
-        int rc = open ? try_lease(m, n, open >> 32, need, purpose, r) : MM_SPACE;
-        if (rc == MM_SPACE) rc = move_on(m, s, open, need, purpose, r);
-        if (rc == MM_BUSY) continue;
-        if (is_full(rc) && !reaped) { /* the dead may have been preparing a segment */
-            reaped = true;
-            if (mm_reap_dead(m)) continue;
+        switch (mm_segword_state(w)) {
+        case MM_SEG_PREPARING: mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
+        case MM_SEG_OPEN: if (unused(m, n, w)) mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
+        case MM_SEG_CLAIMED: if (dead) mm_segment_step(m, n, &w, MM_SEG_SEALED, slot); break;
+        case MM_SEG_PUNCHING: if (dead) mm_segment_step(m, n, &w, MM_SEG_HOLE, 0); break;
+        default: break;
         }
-        if (rc) announce_again(m);
-        return rc;
     }
-    return mm_corrupt(r, MM_FILE_CONTROL, MM_CONTROL_GLOBALS + offsetof(mm_globals, open_segment));
 }

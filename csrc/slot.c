@@ -14,15 +14,30 @@
 
 /* ---- reaping ---------------------------------------------------------------------------------------------------- */
 
-/* The caller holds the slot's byte.  Order: extents and segments, views, pins, state last (model: UNPIN_FIRST). */
+/* Says in the header of the last lease of a slot how far it was used.  The caller holds the slot's byte.  The slot's own announcement keeps the
+ * segment from being used again meanwhile. */
+static void close_lease(mm *m, mm_slot *s)
+{
+    uint64_t fill = at_load_relaxed(&s->lease_fill), which = fill != 0;
+    if (!at_load_relaxed(&s->announce)) {
+        at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
+        at_fence_full(); /* then the state of the segment: a cleaner sees the announcement, or we see what it did */
+    }
+    mm_lease_close(m, at_load_relaxed(which ? &s->lease : &s->last_lease), at_load_relaxed(which ? &s->lease_shape : &s->last_shape) >> 32,
+                   which ? fill : at_load_relaxed(&s->last_fill));
+}
+
+/* The caller holds the slot's byte.  Order: segments and the lease, views, pins, state last (model: UNPIN_FIRST). */
 static void reap(mm *m, uint32_t i)
 {
     mm_slot *s = &m->slots[i];
-    mm_segment_abandon(m, i);
+    bool publishing = at_load_relaxed(&s->announce) != 0;
+    mm_segment_abandon(m, i, true);
+    close_lease(m, s);
     for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);
     /* What it published last may have been seen and be in no flush; a sync of its own may have failed and told only it (C15). */
-    if (at_load_relaxed(&s->announce) || at_load_relaxed(&s->helping)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
+    if (publishing || at_load_relaxed(&s->helping)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
     /* A step of the epoch: never the same value twice, so that who clears one clears what it saw. */
     if (at_load_relaxed(&s->syncing)) at_max_release(&m->g->suspect, at_add_seq_cst(&m->g->epoch, 1) + 1);
     at_store_release(&s->syncing, 0); /* after `suspect`, as `announce` and `helping` after `dirty` */
@@ -102,6 +117,7 @@ static void inherit_lease(mm *m, const mm_slot *s)
     }
     uint64_t fill = at_load_relaxed(&s->lease_fill), last = at_load_relaxed(&s->last_fill);
     m->lease.previous = fill ? at_load_relaxed(&s->lease) : last ? at_load_relaxed(&s->last_lease) : 0;
+    m->lease.previous_generation = (uint32_t)(at_load_relaxed(fill ? &s->lease_shape : &s->last_shape) >> 32);
     m->lease.filled = fill ? fill : last;
 }
 
@@ -159,6 +175,8 @@ void mm_slot_release(mm *m)
 {
     mm_slot *s = m->slot;
     if (!s) return;
+    mm_segment_abandon(m, m->slot_index, true);
+    close_lease(m, s);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_release(&s->pins[k], 0);
     at_store_release(&s->announce, 0);
     if (at_load_relaxed(&s->helping)) at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch)); /* a fault ended a helper (guard.c) */
@@ -336,21 +354,38 @@ void mm_publish_end(mm *m)
     mm_unlock(m, MM_HOLD_PUBLISH);
 }
 
-/* The oldest epoch that anybody pins, or the epoch now: own pins count, the announcement of the caller, who holds the mutex, does not
- * (it holds no page).  A slot that is in the way is asked whether it lives.  Loads are acquire: what was read under a pin that is gone was read before. */
-uint64_t mm_oldest_pin(mm *m)
+enum look { LOOK_PINS = 1, LOOK_OWN_ANNOUNCEMENT = 2 };
+
+static uint64_t oldest_of_slot(const mm *m, mm_slot *s, unsigned look)
 {
-    uint64_t oldest = at_load_acquire(&m->g->epoch);
-    at_fence_full(); /* the other half of Dekker: an epoch step, or an unlink, before the pins */
+    uint64_t mine = UINT64_MAX, p = at_load_acquire(&s->announce);
+    if (p && (s != m->slot || look & LOOK_OWN_ANNOUNCEMENT)) mine = p;
+    for (uint32_t k = 0; look & LOOK_PINS && k < MM_PINS; k++)
+        if ((p = at_load_acquire(&s->pins[k])) != 0 && p < mine) mine = p;
+    return mine;
+}
+
+/* A slot that is in the way is asked whether it lives.  Loads are acquire: what was read under a pin that is gone was read before. */
+static uint64_t oldest(mm *m, unsigned look)
+{
+    uint64_t least = at_load_acquire(&m->g->epoch);
+    at_fence_full(); /* the other half of Dekker: an epoch step, an unlink, or a claim, before the pins */
     uint64_t n = slots_used(m);
     for (uint32_t i = 0; i < n; i++) {
         mm_slot *s = &m->slots[i];
         if ((at_load_acquire(&s->state) & 255) != MM_SLOT_LIVE) continue;
-        uint64_t mine = UINT64_MAX, p = at_load_acquire(&s->announce);
-        if (p && p < mine && s != m->slot) mine = p;
-        for (uint32_t k = 0; k < MM_PINS; k++)
-            if ((p = at_load_acquire(&s->pins[k])) != 0 && p < mine) mine = p;
-        if (mine < oldest && !mm_reap_if_dead(m, i)) oldest = mine;
+        uint64_t mine = oldest_of_slot(m, s, look);
+        if (mine < least && !mm_reap_if_dead(m, i)) least = mine;
     }
-    return oldest;
+    return least;
 }
+
+/* The oldest epoch that anybody pins, or the epoch now: own pins count, the announcement of the caller, who holds the mutex, does not
+ * (it holds no page). */
+uint64_t mm_oldest_pin(mm *m) { return oldest(m, LOOK_PINS); }
+
+/* With it: for who may have looked into a segment that is to be used again. */
+uint64_t mm_oldest_holder(mm *m) { return oldest(m, LOOK_PINS | LOOK_OWN_ANNOUNCEMENT); }
+
+/* The oldest publish under way: whoever announced later has seen the state that a segment had before. */
+uint64_t mm_oldest_publish(mm *m) { return oldest(m, LOOK_OWN_ANNOUNCEMENT); }

@@ -93,8 +93,9 @@ static void copy_segments(mm *m, uint64_t n, mm_snapshot_entry *entries)
     for (uint64_t i = 0; i < n; i++) {
         uint64_t word = at_load_acquire(&m->segments[i].word), state = mm_segword_state(word);
         bool open = state == MM_SEG_OPEN || state == MM_SEG_PREPARING;
+        bool none = state == MM_SEG_FREE || state == MM_SEG_PUNCHING || state == MM_SEG_HOLE;
         /* A free one is none.  Its header may never have been written: then a restart forgets its generation, and it comes again. */
-        entries[i].word = state == MM_SEG_FREE ? 0 : mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
+        entries[i].word = none ? 0 : mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
         entries[i].live = at_load_relaxed(&m->segments[i].live);
     }
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {

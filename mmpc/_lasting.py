@@ -11,6 +11,7 @@ from ._layout import (
     CONFIG,
     CONFIG_MAGIC,
     FORMAT,
+    MARK_LEASE,
     MARK_MAGIC,
     MARK_SECTOR,
     MARK_SECTORS,
@@ -101,11 +102,12 @@ def mended_config(data: bytes) -> Config | None:
 class Marks:
     """The newest mark: its epoch D (0: none), and the leases that it lists, with their fills."""
 
-    __slots__ = ("durable", "hidden", "leases", "whole")
+    __slots__ = ("discarded", "durable", "hidden", "leases", "segments", "whole")
 
     def __init__(self) -> None:
         self.durable = 0
-        self.leases: list[tuple[int, int]] = []
+        self.leases: list[tuple[int, int, int]] = []  # address, fill, generation of its segment
+        self.segments = self.discarded = 0  # of the log in use; newest colour that config must call discarded
         self.hidden = False  # a block may have said something newer
         self.whole = 0
 
@@ -152,11 +154,11 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             if any(data):
                 bad.append(place)
             continue
-        epoch, leases = found
+        epoch, segments, discarded, leases = found
         epochs.append(epoch)
         marks.whole += 1
         if epoch > marks.durable:
-            marks.durable, marks.leases = epoch, []
+            marks.durable, marks.segments, marks.discarded, marks.leases = epoch, segments, discarded, []
         if epoch == marks.durable:
             marks.leases += leases
     if bad and not epochs and len(bad) == MARK_SECTORS:
@@ -167,16 +169,16 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             findings.warn("marks", place, "this sector of a mark is damaged; it is not the only one")
 
 
-def _sector(data: bytes, place: int, seed: int) -> tuple[int, list[tuple[int, int]]] | None:
+def _sector(data: bytes, place: int, seed: int) -> tuple[int, int, int, list[tuple[int, int, int]]] | None:
     if len(data) < SECTOR:
         return None
-    magic, sum_, count, epoch, slot, own = MARK_SECTOR.unpack_from(data)
+    magic, sum_, count, epoch, slot, own, segments, discarded = MARK_SECTOR.unpack_from(data)
     if magic != MARK_MAGIC or count > SECTOR_LEASES or slot >= SLOTS or sum_ != crc(data[12:], seed):
         return None
     if slot * 2 * MARK_SECTORS + own != place // SECTOR:
         return None
-    pairs = words(data[MARK_SECTOR.size : MARK_SECTOR.size + 16 * count])
-    return epoch, list(zip(pairs[::2], pairs[1::2], strict=True))
+    leases = MARK_LEASE.iter_unpack(data[MARK_SECTOR.size : MARK_SECTOR.size + MARK_LEASE.size * count])
+    return epoch, segments, discarded, [(address, fill, generation) for address, fill, generation in leases]
 
 
 # ---- snapshots

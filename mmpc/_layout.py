@@ -13,13 +13,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FORMAT = 2
-LAYOUT_VERSION = 2
+FORMAT = 3
+LAYOUT_VERSION = 3
 BLOCK = 4096
 SECTOR = 512
 SLOTS = 1024
 MARK_SECTORS = BLOCK // SECTOR
-SECTOR_LEASES = 30
+SECTOR_LEASES = 29
 MARKS_SIZE = SLOTS * 2 * BLOCK
 SNAPSHOT_CHUNK = 65536
 MAX_SEGMENTS = 1 << 22
@@ -29,11 +29,18 @@ CONFIG_MAGIC = b"MMPCconf"
 
 SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
 SEGMENT_MAGIC = b"\0MMPCseg"
-LEASE_HEADER = Struct("<IIQIIQQQ")  # crc, magic, address, blocks, generation, previous, filled, stable
+SEGMENT_RETIRED = Struct("<8sIIQQ")  # magic, crc, generation, number, epoch; at RETIRED_AT of a segment
+RETIRED_MAGIC = b"MMPCrtrd"
+RETIRED_AT = 512
+# crc, magic, address, blocks, generation, previous, filled, previous_generation, stable; then end, end_epoch
+LEASE_HEADER = Struct("<IIQIIQIIQQQ")
+LEASE_SUMMED = 48
 LEASE_MAGIC = 0x4C455345
 RECORD = Struct("<QQQQQ")  # crc_commit, shape, page_colour, version, prev_colour
 
-MARK_SECTOR = Struct("<8sIIQII")  # magic, crc, count, epoch, slot, place; then pairs of address and fill
+# magic, crc, count, epoch, slot, place, segments, discarded; then as many MARK_LEASEs
+MARK_SECTOR = Struct("<8sIIQIIQQ")
+MARK_LEASE = Struct("<QII")  # address, fill, generation
 MARK_MAGIC = b"MMPCmark"
 
 # magic, crc, format, a, b, salt, segments, pages, log_size, log_taken, segment_shift, chunks_crc, created

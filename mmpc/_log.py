@@ -21,11 +21,15 @@ from ._layout import (
     INNER,
     LEASE_HEADER,
     LEASE_MAGIC,
+    LEASE_SUMMED,
     MASK32,
     PAGE_MASK,
     RECORD,
+    RETIRED_AT,
+    RETIRED_MAGIC,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
+    SEGMENT_RETIRED,
     colour_of,
     crc,
     crc_word,
@@ -45,21 +49,40 @@ SCRATCH, COMMITTED, PART = 0, 1, 2  # standing of a whole record: no commit word
 class Segment:
     """One segment with a header that holds."""
 
-    __slots__ = ("epoch", "generation", "number", "salt", "seed", "stable")
+    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable")
 
-    def __init__(self, number: int, generation: int, salt: int, epoch: int, stable: int, seed: int) -> None:
+    def __init__(
+        self, number: int, generation: int, salt: int, epoch: int, stable: int, seed: int, retired: int = 0
+    ) -> None:
         self.number, self.generation, self.salt = number, generation, salt
         self.epoch, self.stable, self.seed = epoch, stable, seed
+        self.retired = retired  # durable from this epoch on, nothing in it is needed; 0: it is in use
 
 
 class Lease:
     """One lease: what its header says, and where its whole records end."""
 
-    __slots__ = ("address", "counts", "end", "filled", "followed", "previous", "size", "stable")
+    __slots__ = (
+        "address",
+        "counts",
+        "end",
+        "ended",
+        "ended_epoch",
+        "filled",
+        "followed",
+        "previous",
+        "previous_generation",
+        "size",
+        "stable",
+    )
 
-    def __init__(self, address: int, size: int, previous: int, filled: int, stable: int) -> None:
+    def __init__(
+        self, address: int, size: int, previous: tuple[int, int, int], stable: int, ended: tuple[int, int]
+    ) -> None:
         self.address, self.size = address, size
-        self.previous, self.filled, self.stable = previous, filled, stable
+        self.previous, self.previous_generation, self.filled = previous
+        self.ended, self.ended_epoch = ended  # bytes used when it ended, and the epoch that covers them; 0: it has not
+        self.stable = stable
         self.end = address + LEASE_HEADER.size
         self.counts = self.followed = False
 
@@ -101,12 +124,18 @@ def lease_at(data: bytes, at: int, address: int, segment: Segment, room: int) ->
     """The lease whose header stands at `at` of `data`; `room`: bytes from there to the end of the segment."""
     if at + LEASE_HEADER.size > len(data):
         return None
-    sum_, magic, own, blocks, generation, previous, filled, stable = LEASE_HEADER.unpack_from(data, at)
+    sum_, magic, own, blocks, generation, previous, filled, before, stable, end, epoch = LEASE_HEADER.unpack_from(
+        data, at
+    )
     if magic != LEASE_MAGIC or own != address or generation != segment.generation or not 0 < blocks * BLOCK <= room:
         return None
-    if sum_ != crc(data[at + 4 : at + LEASE_HEADER.size], segment.seed):
+    if sum_ != crc(data[at + 4 : at + LEASE_SUMMED], segment.seed):
         return None
-    return Lease(address, blocks * BLOCK, previous, filled, stable)
+    used = end & MASK32
+    whole_end = end >> 32 == crc_word(epoch, crc_word(used, crc_word(address, segment.seed)))
+    if not whole_end or not LEASE_HEADER.size <= used <= blocks * BLOCK:
+        used = epoch = 0
+    return Lease(address, blocks * BLOCK, (previous, before, filled), stable, (used, epoch))
 
 
 def segment_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
@@ -116,7 +145,20 @@ def segment_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
     magic, sum_, generation, own, salt, epoch, stable, owner = SEGMENT_HEADER.unpack_from(data)
     if magic != SEGMENT_MAGIC or own != number or owner != uuid or sum_ != crc(data[12 : SEGMENT_HEADER.size]):
         return None
-    return Segment(number, generation, salt, epoch, stable, crc_word(salt, crc(uuid)))
+    seed = crc_word(salt, crc(uuid))
+    return Segment(number, generation, salt, epoch, stable, seed, _retired_at(data, number, generation, seed))
+
+
+def _retired_at(data: bytes, number: int, generation: int, seed: int) -> int:
+    """The epoch at which this generation of the segment was retired, or 0."""
+    if len(data) < RETIRED_AT + SEGMENT_RETIRED.size:
+        return 0
+    magic, sum_, of, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
+    if magic != RETIRED_MAGIC or of != generation or own != number:
+        return 0
+    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], seed):
+        return 0
+    return int(epoch)
 
 
 class Log:
@@ -181,9 +223,11 @@ class Log:
             if any(head[: SEGMENT_HEADER.size]):
                 self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
             return
-        if any(head[SEGMENT_HEADER.size :]):
+        if any(head[SEGMENT_HEADER.size : RETIRED_AT]) or any(head[RETIRED_AT + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         self.segments[number] = segment
+        if self.gone(segment):
+            return
         at = base + BLOCK
         while at + BLOCK <= end:
             head = self.read(at, BLOCK)
@@ -255,6 +299,18 @@ class Log:
             before = self.newest_durable.get(page)
             if before is None or self.versions[before] < version:
                 self.newest_durable[page] = index
+
+    def gone(self, segment: Segment) -> bool:
+        """It was retired in a state that counts: nothing in it is needed, and it may be overwritten."""
+        return segment.retired > 0 and self.counted(segment.retired)
+
+    def counted(self, epoch: int) -> bool:
+        """Whether what was said at an epoch belongs to the state that counts."""
+        return epoch <= self.limit and not any(lo < epoch <= hi for lo, hi in self.discards)
+
+    def segment_now(self, number: int) -> Segment | None:
+        """The segment as its header says now: it may have been retired, or used again, since it was read."""
+        return segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
 
     # ---- looking up
 

@@ -98,7 +98,7 @@ class Found:
 
     def _next_epoch(self) -> int:
         config, newest = self.config, int(self.report.max_colour)
-        epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1
+        epoch = max([newest, int(self.report.max_epoch), self.durable, *(hi for _lo, hi in config.discards)]) + 1
         if not self.limited or newest <= self.durable:
             return epoch
         discards = joined(config.discards, self.durable, epoch)
@@ -108,6 +108,7 @@ class Found:
                 config.uuid, config.segment_shift, config.materializer, config.codec, config.created, discards
             ),
         )
+        self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed
         return epoch + 1
 
     def tell(self, seconds: float) -> None:

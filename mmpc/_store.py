@@ -146,6 +146,8 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
     for name in _FILES_OF_ATTACHMENT:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
+    c.clean_threshold, c.clean_skew = 40, 10
+    c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
     ffi.memmove(c.boot_id, _files.boot_id(), 64)
     return c

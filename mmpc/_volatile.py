@@ -161,12 +161,17 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
             continue
         if state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
             findings.damage("control", place, f"the entry of segment {number} does not fit its header")
-        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number):
+        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number) and not _gone_now(log, number):
             findings.damage("control", place, f"segment {number} is said to be in state {state}, but holds data")
 
 
 def _holds_leases(log: Log, number: int) -> bool:
     return any(address >> log.shift == number for address in log.leases)
+
+
+def _gone_now(log: Log, number: int) -> bool:
+    segment = log.segment_now(number)
+    return segment is not None and log.gone(segment)
 
 
 def _judge_slots(control: Control, log: Log, findings: Findings) -> None:
@@ -184,8 +189,11 @@ def _slot_names(control: Control, log: Log, place: int) -> str | None:
     data = os.pread(control.fds["control"], SLOT_LEASES.size, place)
     if len(data) < SLOT_LEASES.size:
         return None
-    _announce, address, _shape, fill = SLOT_LEASES.unpack(data)
+    _announce, address, shape, fill = SLOT_LEASES.unpack(data)
     if not address or not fill:
+        return None
+    segment = log.segment_now(address >> log.shift)
+    if segment is not None and (segment.generation > shape >> 32 or log.gone(segment)):
         return None
     lease = log.refresh(address)
     if lease is None or lease.end - lease.address < fill:

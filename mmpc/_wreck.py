@@ -19,6 +19,7 @@ from ._layout import (
     INNER,
     LEASE_HEADER,
     LEASE_MAGIC,
+    LEASE_SUMMED,
     MASK32,
     PAGE_MASK,
     RECORD,
@@ -140,10 +141,12 @@ def _fits(data: bytes, base: int, seed: int) -> bool:
 def _lease(data: bytes, at: int, address: int, seed: int) -> Lease | None:
     if at + LEASE_HEADER.size > len(data):
         return None
-    sum_, magic, own, blocks, _generation, previous, filled, stable = LEASE_HEADER.unpack_from(data, at)
-    if magic != LEASE_MAGIC or own != address or sum_ != crc(data[at + 4 : at + LEASE_HEADER.size], seed):
+    sum_, magic, own, blocks, _generation, previous, filled, before, stable, _end, _epoch = LEASE_HEADER.unpack_from(
+        data, at
+    )
+    if magic != LEASE_MAGIC or own != address or sum_ != crc(data[at + 4 : at + LEASE_SUMMED], seed):
         return None
-    return Lease(address, blocks * BLOCK, previous, filled, stable)
+    return Lease(address, blocks * BLOCK, (previous, before, filled), stable, (0, 0))
 
 
 def accepted(data: bytes, at: int, address: int, seed: int) -> tuple[int, int, int, int, int] | None:

@@ -116,7 +116,7 @@ class FragmentTypeError(MmpcError, TypeError):
     """The fragment does not fit the materializer, or the other fragments of its page."""
 
 
-FILES = {1: "log", 2: "table", 3: "control", 4: "ids", 5: "rts", 6: "marks", 7: "snapshot"}
+FILES = {1: "log", 2: "table", 3: "control", 4: "ids", 5: "rts", 6: "marks", 7: "snapshot", 8: "config"}
 
 SNAPSHOT = 7
 

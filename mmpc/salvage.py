@@ -182,7 +182,7 @@ class _Found:
         """
         log = self.log
         assert log is not None
-        required = list(check.marks.leases)
+        required = [(address, fill) for address, fill, _generation in check.marks.leases]
         if check.log is not None:
             required += [(lease.previous, lease.filled) for lease in check.log.leases.values() if lease.followed]
         ranges = sorted((address, address + fill) for address, fill in required)

@@ -287,22 +287,35 @@ class Check:
 
     def _required(self, log: Log) -> None:
         """Below the fills of the newest mark, and in the leases before one that is required or counts."""
-        for address, fill in self.marks.leases:
-            if self._require(log, address, fill, "the newest mark"):
+        for address, fill, generation in self.marks.leases:
+            if self._require(log, address, generation, fill, "the newest mark"):
                 self._backwards(log, address)
+        for address, lease in log.leases.items():
+            if lease.ended > lease.end - address and log.counted(lease.ended_epoch):
+                self.findings.damage("log", lease.end, "a damaged record in a lease that was used beyond it")
         for address in [a for a, lease in log.leases.items() if lease.counts]:
             self._backwards(log, address)
+        if self.marks.segments << log.shift >= log.size + (1 << log.shift):
+            self.findings.damage("log", log.size, f"is cut short: {self.marks.segments} segments were in use")
 
     def _backwards(self, log: Log, address: int) -> None:
         lease = log.leases.get(address)
         while lease is not None and lease.previous and not lease.followed:
             lease.followed = True
-            if not self._require(log, lease.previous, lease.filled, f"the lease at {lease.address}"):
+            if lease.previous >= log.size:
+                return  # given back when the log was made shorter
+            who = f"the lease at {lease.address}"
+            if not self._require(log, lease.previous, lease.previous_generation, lease.filled, who):
                 return
             lease = log.leases.get(lease.previous)
 
-    def _require(self, log: Log, address: int, fill: int, who: str) -> bool:
-        """A whole lease filled so far; looked at again, since it may have been written to after it was read."""
+    def _require(self, log: Log, address: int, generation: int, fill: int, who: str) -> bool:
+        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a segment
+        that was retired, or is used again, nothing is needed.
+        """
+        segment = log.segment_now(address >> log.shift)
+        if segment is not None and (segment.generation > generation or log.gone(segment)):
+            return True
         lease = log.leases.get(address)
         if lease is None or lease.end - address < fill:
             lease = log.refresh(address)

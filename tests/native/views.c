@@ -90,7 +90,9 @@ static void reuse_one(mm *m, uint64_t pid, uint8_t byte, uint64_t *reused)
     uint64_t retired = at_add_seq_cst(&m->g->epoch, 1);
     for (int tries = 0; tries < 30; tries++) {
         if (reusable(m, address >> m->segment_shift, generation, retired)) {
-            memset(m->log + address + MM_RECORD_HEADER, 0xEE, HEAD + PAYLOAD);
+            uint64_t w = at_load_acquire(&m->segments[address >> m->segment_shift].word); /* only this thread writes, and helps to clean */
+            if (mm_segword_generation(w) == generation && mm_segword_state(w) != MM_SEG_FREE)
+                memset(m->log + address + MM_RECORD_HEADER, 0xEE, HEAD + PAYLOAD);
             ++*reused;
             return;
         }

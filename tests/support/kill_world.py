@@ -162,8 +162,10 @@ class World:
         self.checker.flush()
         if self.checker.stats().oldest_pin > retired and self.checker.stats().views == 0:
             with open(os.path.join(self.path, "log"), "r+b") as f:
-                f.seek(triple[0] + 40)
-                f.write(bytes(len(VIEWED[0])))
+                f.seek(at := triple[0] + 43)
+                old = f.read(len(VIEWED[0])) == VIEWED[0]  # else a cleaner was here already
+                f.seek(at)
+                f.write(bytes(len(VIEWED[0]) if old else 0))
 
     # ---- what must hold
 

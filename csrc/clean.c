@@ -1,0 +1,311 @@
+/* clean.c - the cleaner: empties the segments with the least in them, so that the log stays within a factor of what is live.
+ *
+ * A victim is CLAIMED by CAS.  Who writes to a lease in it sees that and takes another one; who had looked before the claim has announced an
+ * epoch that is not newer than the claim's, and is waited for (C3, model: lease.pml).  Then its leases are read, and the chain of every page that
+ * passes through it is moved (relocate.c).  After the last one nothing can come into the segment any more: it is retired (reuse.c).
+ * Nothing is decoded; counters only steer, and what is read through sets them right.
+ *
+ * Where a lease ends must be known: its header says so, or the slot of its owner does.  Damage inside one must not look like its end, or what
+ * lies behind would be given away: such a segment is left as it is, and reported.
+ *
+ * Who cleans: writers, in proportion to what they write while the log is too large; a thread in the background; `gc`.  One segment at a time in a
+ * process, any number of processes.  Died anywhere here: the claim goes back when the slot is reaped; copies that were published stand.
+ * Stopped: its one segment waits, others clean on.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+#define SLACK_SEGMENTS 3u      /* beyond what is live: the open one, one being cleaned, one to come */
+#define PENDING_MOST 3u        /* retired ones that wait for a flush before a cleaner flushes */
+#define DEBT_SHARE 8u          /* a writer helps once for an eighth of a segment that it took */
+#define VISIT 16u              /* every so many victims the segment that was not looked at for longest is read, and its counter set right */
+
+/* ---- what there is to do ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct survey {
+    uint64_t used, live;       /* bytes of segments that hold something; of reachable records in them, about */
+    uint64_t pending, since;   /* RETIRED ones that wait for a flush; the epoch that frees them */
+    uint64_t best, best_live, stale, stale_looked, sealed;
+} survey;
+
+static uint64_t live_of(const mm *m, const mm_segment *s)
+{
+    int64_t live = (int64_t)at_load_relaxed(&s->live);
+    return live < 0 ? 0 : (uint64_t)live > m->segment_size ? m->segment_size : (uint64_t)live;
+}
+
+static void look_around(mm *m, survey *v)
+{
+    mm_result ignored;
+    uint64_t n = at_load_acquire(&m->g->segments), stable = at_load_acquire(&m->g->stable);
+    *v = (survey){ .best = MM_NO_SEGMENT, .stale = MM_NO_SEGMENT, .best_live = UINT64_MAX, .stale_looked = UINT64_MAX };
+    if (!n || !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return;
+    for (uint64_t i = 0; i < n; i++) {
+        const mm_segment *s = &m->segments[i];
+        uint64_t state = mm_segword_state(at_load_acquire(&s->word)), live = live_of(m, s), looked = at_load_relaxed(&s->looked);
+        if (state == MM_SEG_RETIRED && at_load_relaxed(&s->since) > stable) {
+            v->pending++;
+            if (at_load_relaxed(&s->since) > v->since) v->since = at_load_relaxed(&s->since);
+        }
+        if (state != MM_SEG_OPEN && state != MM_SEG_SEALED && state != MM_SEG_CLAIMED) continue;
+        v->used += m->segment_size;
+        v->live += live;
+        if (state != MM_SEG_SEALED) continue;
+        v->sealed++;
+        if (live < v->best_live) v->best_live = live, v->best = i;
+        if (looked < v->stale_looked) v->stale_looked = looked, v->stale = i;
+    }
+}
+
+/* More than 1.4 x what is live, and a few segments. */
+static bool too_large(const mm *m, const survey *v) { return v->used > v->live + v->live / 5 * 2 + SLACK_SEGMENTS * m->segment_size; }
+
+/* The seed's rule: the live share, in percent, up to which segment n is worth cleaning; more at the beginning of the log than at its end. */
+static uint64_t threshold_of(const mm *m, uint64_t n)
+{
+    uint64_t all = at_load_relaxed(&m->g->segments), t = m->config.clean_threshold + m->config.clean_skew * (100 - n * 100 / (all ? all : 1)) / 100;
+    return t < 1 ? 1 : t > 99 ? 99 : t;
+}
+
+static bool worth_cleaning(const mm *m, const survey *v, enum mm_effort effort)
+{
+    if (v->best == MM_NO_SEGMENT) return false;
+    if (too_large(m, v)) return v->best_live < m->segment_size - m->segment_size / 16;
+    if (effort == MM_EFFORT_WRITER) return false;
+    if (effort == MM_EFFORT_ALL) return v->best_live < m->segment_size - m->segment_size / 8;
+    return v->sealed > SLACK_SEGMENTS && v->best_live * 100 <= m->segment_size * threshold_of(m, v->best);
+}
+
+/* ---- one victim ---------------------------------------------------------------------------------------------------------------------- */
+
+/* The epoch of the claim is left behind by a step of our own: who announces after it has seen the claim. */
+static bool claim(mm *m, uint64_t n)
+{
+    uint64_t w = at_load_acquire(&m->segments[n].word);
+    if (mm_segword_state(w) != MM_SEG_SEALED || !mm_segment_step(m, n, &w, MM_SEG_CLAIMED, m->slot_index)) return false;
+    at_fence_full();
+    uint64_t e = at_add_seq_cst(&m->g->epoch, 1);
+    at_store_relaxed(&m->segments[n].since, e);
+    m->victim = (mm_victim){ .held = true, .number = n, .generation = mm_segword_generation(w), .at = (n << m->segment_shift) + MM_BLOCK };
+    return true;
+}
+
+static void visit(mm *m, uint64_t n)
+{
+    uint64_t w = at_load_acquire(&m->segments[n].word);
+    if (mm_segword_state(w) == MM_SEG_SEALED)
+        m->victim = (mm_victim){ .held = true, .visit = true, .number = n, .generation = mm_segword_generation(w), .at = (n << m->segment_shift) + MM_BLOCK };
+}
+
+/* Still ours; a visited one: still there. */
+static bool holds(const mm *m)
+{
+    const mm_victim *v = &m->victim;
+    uint64_t w = at_load_acquire(&m->segments[v->number].word), state = mm_segword_state(w);
+    if (!v->held || mm_segword_generation(w) != v->generation) return false;
+    return v->visit ? state == MM_SEG_SEALED : state == MM_SEG_CLAIMED && mm_segword_rest(w) == m->slot_index;
+}
+
+/* What cannot be emptied counts as full, so that it is not tried again and again; a later visit sets it right. */
+static void give_up(mm *m, bool full)
+{
+    const mm_victim *v = &m->victim;
+    uint64_t w = mm_segword(MM_SEG_CLAIMED, v->generation, m->slot_index);
+    if (v->held && full) at_store_relaxed(&m->segments[v->number].live, m->segment_size);
+    if (v->held && !v->visit) mm_segment_step(m, v->number, &w, MM_SEG_SEALED, m->slot_index);
+    m->victim.held = false;
+}
+
+/* The publishes that may not have seen the claim have ended. */
+static bool aged(mm *m)
+{
+    if (m->victim.visit || m->victim.aged) return true;
+    mm_lock(m, MM_HOLD_PUBLISH); /* the dead are reaped */
+    m->victim.aged = mm_oldest_publish(m) > at_load_relaxed(&m->segments[m->victim.number].since);
+    mm_unlock(m, MM_HOLD_PUBLISH);
+    return m->victim.aged;
+}
+
+/* Bytes of the lease at `at` that must be whole: as its header says, or the slot of its owner, who writes to it no more.  0: not known. */
+static uint64_t filled(mm *m, uint64_t at, uint32_t seed)
+{
+    uint64_t epoch, n = mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
+    for (uint32_t i = 0; !n && i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
+        const mm_slot *s = &m->slots[i];
+        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
+        if (lease == at && fill && at_load_acquire(&s->lease) == at) n = fill;
+        else if (!fill && at_load_acquire(&s->last_lease) == at) n = at_load_acquire(&s->last_fill);
+    }
+    /* It may have ended just before its slot was looked at. */
+    return n ? n : mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
+}
+
+/* One record: moved with its page, if the page still has it; or counted. */
+static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_result *r)
+{
+    const mm_record *rec = (const mm_record *)(m->log + at);
+    uint64_t pid = mm_record_pid(rec), version = rec->version;
+    int passes = mm_chain_passes(m, pid, at, version, r);
+    if (passes > 0 && m->victim.visit) m->victim.live += span;
+    for (int tries = 0; passes > 0 && !m->victim.visit; tries++) {
+        int rc = MM_CONFLICT;
+        if (m->merge_kind && pid >= 2 && mm_shape_depth(rec->shape) > 1 && !tries) rc = mm_consolidate_native(m, pid, r); /* moves less */
+        if (rc) rc = mm_relocate(m, pid, m->victim.number, &c->moved, r);
+        if (rc && rc != MM_NOPAGE) return rc;
+        passes = mm_chain_passes(m, pid, at, version, r); /* it cannot come back */
+    }
+    return passes < 0 ? -passes : MM_OK;
+}
+
+static int empty_lease(mm *m, uint64_t at, uint64_t blocks, uint32_t seed, mm_clean_report *c, mm_result *r)
+{
+    uint64_t need = filled(m, at, seed), end = at + blocks * MM_BLOCK, pos = at + sizeof(mm_lease_header), span, word;
+    while ((span = mm_record_whole(m, pos, end, seed, &word)) != 0) {
+        int rc = leave(m, pos, span, c, r);
+        if (rc) return rc;
+        pos += span;
+    }
+    return need && pos - at >= need ? MM_OK : m->victim.visit ? MM_OK : mm_corrupt(r, MM_FILE_LOG, pos);
+}
+
+/* The next lease of the victim, or a block without one. */
+static int empty_some(mm *m, mm_clean_report *c, mm_result *r)
+{
+    mm_victim *v = &m->victim;
+    mm_segment *s = &m->segments[v->number];
+    uint32_t seed = mm_segment_seed(m, s);
+    uint64_t end = (v->number + 1) << m->segment_shift, at = v->at;
+    if (!mm_log_reaches(m, end)) { /* the last one, of a log that never grew to its end */
+        uint64_t published = at_load_acquire(&m->g->log_size);
+        if (published < end) end = published;
+        if (!mm_log_reaches(m, end)) return mm_corrupt(r, MM_FILE_LOG, end);
+    }
+    uint64_t blocks = at + MM_BLOCK <= end ? mm_lease_blocks(m, at, seed, v->generation) : 0;
+    v->at += (blocks ? blocks : 1) * MM_BLOCK;
+    c->scanned += v->at - at;
+    int rc = blocks ? empty_lease(m, at, v->at <= end ? blocks : (end - at) / MM_BLOCK, seed, c, r) : MM_OK;
+    v->done = v->at + MM_BLOCK > end;
+    return rc;
+}
+
+static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
+{
+    mm_victim *v = &m->victim;
+    mm_segment *s = &m->segments[v->number];
+    at_store_relaxed(&s->looked, at_load_relaxed(&m->g->epoch));
+    if (v->visit) at_store_relaxed(&s->live, v->live);
+    int rc = v->visit ? MM_OK : mm_segment_retire(m, v->number, r);
+    c->retired += !v->visit && !rc;
+    v->held = false;
+    return rc;
+}
+
+/* ---- the work ------------------------------------------------------------------------------------------------------------------------- */
+
+/* False: nothing to do. */
+static bool choose(mm *m, enum mm_effort effort)
+{
+    survey v;
+    look_around(m, &v);
+    if (!worth_cleaning(m, &v, effort)) return false;
+    if (++m->victims % VISIT == 0 && v.stale != MM_NO_SEGMENT && v.stale != v.best) visit(m, v.stale);
+    else claim(m, v.best);
+    return true;
+}
+
+/* Until the gain is reached, or there is nothing to do, or something has to be waited for. */
+static int work(mm *m, enum mm_effort effort, uint64_t gain, mm_clean_report *c, mm_result *r)
+{
+    while (c->scanned < c->moved + gain && c->scanned < 8 * gain) {
+        if (!m->victim.held && !choose(m, effort)) return MM_OK;
+        if (!m->victim.held) continue; /* somebody was faster */
+        c->more = 1;
+        if (!holds(m)) {
+            m->victim.held = false;
+            continue;
+        }
+        if (!aged(m)) return MM_OK;
+        int rc = empty_some(m, c, r);
+        if (!rc && m->victim.done) rc = finish_victim(m, c, r);
+        if (rc) {
+            give_up(m, rc == MM_CORRUPT);
+            return rc;
+        }
+    }
+    return MM_OK;
+}
+
+typedef struct clean_call {
+    enum mm_effort effort;
+    uint64_t gain;
+    mm_clean_report *report;
+} clean_call;
+
+static int clean_pinned(mm *m, void *args, mm_result *r)
+{
+    const clean_call *c = args;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    if (mm_trylock(m, MM_HOLD_CLEANING)) { /* another thread of this process is at it */
+        rc = mm_blame(m, work(m, c->effort, c->gain, c->report, r), r);
+        mm_unlock(m, MM_HOLD_CLEANING);
+    }
+    mm_leave(m, pin);
+    return rc;
+}
+
+/* Without a pin: our own would keep what it looks for. */
+static int give_back(mm *m, void *args, mm_result *r)
+{
+    (void)r;
+    uint64_t *punched = args;
+    int rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_reclaim(m);
+    mm_publish_end(m);
+    *punched = mm_punch(m, *punched);
+    return MM_OK;
+}
+
+static bool waits_for_flush(mm *m, enum mm_effort effort, uint64_t *since)
+{
+    survey v;
+    look_around(m, &v);
+    *since = v.since;
+    return v.pending && (v.pending >= PENDING_MOST || effort != MM_EFFORT_WRITER);
+}
+
+int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r)
+{
+    clean_call c = { (enum mm_effort)effort, gain, report };
+    uint64_t since, advanced, punched = effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
+    memset(r, 0, sizeof *r);
+    memset(report, 0, sizeof *report);
+    int rc = mm_guarded(m, r, clean_pinned, &c);
+    if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
+    if (rc) return rc;
+    if (report->retired && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
+    if (!rc && (report->retired || effort != MM_EFFORT_WRITER)) rc = mm_guarded(m, r, give_back, &punched);
+    return rc;
+}
+
+int mm_clean_give_up(mm *m, void *args, mm_result *r)
+{
+    (void)args, (void)r;
+    give_up(m, true);
+    return MM_OK;
+}
+
+/* What a writer owes: it has taken `debt` bytes of the log since it last looked. */
+void mm_clean_help(mm *m)
+{
+    mm_clean_report report;
+    mm_result ignored;
+    uint64_t debt = pv_load_relaxed(&m->debt);
+    if (debt < m->segment_size / DEBT_SHARE || pv_load_relaxed(&m->helping) || !pv_cas(&m->debt, &debt, 0)) return;
+    pv_store(&m->helping, 1);
+    mm_clean(m, MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
+    pv_store(&m->helping, 0);
+}

@@ -1,0 +1,68 @@
+/* reuse.c - segments that nobody needs any more: retired by a cleaner, used again, or given back to the file system.
+ *
+ * RETIRED at e: the chains of all pages had left it when e was loaded, and the heads that were looked at were committed (C9).  It becomes FREE when
+ * every pin and announcement is newer than e, no view holds it, and stable >= e: then what replaced its records is durable, and nobody can reach
+ * them (models: reuse.pml, views.pml).  Before that its header says that it was retired, durably, so that a recovery, or whoever verifies the
+ * log, does not ask for what is overwritten.
+ *
+ * Died here: RETIRED and FREE are states like others, anybody goes on; PUNCHING becomes HOLE when its owner is reaped.
+ */
+#include "internal.h"
+
+/* The caller has seen that no chain passes through segment n, which it has claimed, and has helped every head that it looked at. */
+int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
+{
+    mm_segment *s = &m->segments[n];
+    uint64_t w = at_load_acquire(&s->word), base = n << m->segment_shift;
+    if (!mm_log_reaches(m, base + MM_BLOCK)) return mm_corrupt(r, MM_FILE_LOG, base);
+    at_fence_full(); /* the commit words stored for others, and the last look at a head, before the epoch (C9) */
+    mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
+                             .epoch = at_load_acquire(&m->g->epoch) };
+    t.crc = crc32c_extend(mm_segment_seed(m, s), (const uint8_t *)&t + 12, sizeof t - 12);
+    at_copy(m->log + base + MM_RETIRED_OFFSET, &t, sizeof t);
+    at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
+    at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
+    mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
+    return MM_OK;
+}
+
+/* The caller holds the mutex.  Pins first, views second: a view is noted before its pin goes (C13). */
+void mm_reclaim(mm *m)
+{
+    uint64_t stable = at_load_acquire(&m->g->stable), oldest = 0;
+    for (uint64_t n = 0; n < pv_load_relaxed(&m->segments_safe); n++) {
+        uint64_t w = at_load_acquire(&m->segments[n].word), since = at_load_relaxed(&m->segments[n].since);
+        if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;
+        if (!oldest) oldest = mm_oldest_holder(m);
+        if (since < oldest && !mm_viewed(m, n, mm_segword_generation(w))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
+    }
+}
+
+/* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
+
+#define SPARE_SEGMENTS 2u /* FREE ones that keep their bytes, for who writes next */
+
+/* The first block stays: its header says which generation was retired.  A file system that cannot punch keeps the bytes. */
+static bool punch(mm *m, uint64_t n)
+{
+    uint64_t w = at_load_acquire(&m->segments[n].word);
+    if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
+    uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift;
+    if (mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
+    mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
+    return true;
+}
+
+/* All but a few FREE segments become holes, from the end of the log on; at most `most` of them.  The caller has a pin. */
+uint64_t mm_punch(mm *m, uint64_t most)
+{
+    mm_result ignored;
+    uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments);
+    if (n && !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return 0;
+    for (uint64_t i = 0; i < n && punched < most; i++) {
+        if (mm_segword_state(at_load_acquire(&m->segments[i].word)) != MM_SEG_FREE) continue;
+        if (kept < SPARE_SEGMENTS) kept++;
+        else punched += punch(m, i);
+    }
+    return punched;
+}
