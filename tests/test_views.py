@@ -461,6 +461,79 @@ def test_a_temporary_store_that_others_have_goes_with_the_last_view(tmp_path: Pa
     assert not (tmp_path / "t").exists()
 
 
+# ---- cleaning
+
+RETIRED = 5  # enum mm_segment_state
+
+
+def state_of(pc: Store, key: mmpc.PagePtr) -> tuple[int, int]:
+    """State and generation of the segment that the record lies in."""
+    number = (key.head & ((1 << 42) - 1)) << 3 >> 16
+    with open(os.path.join(pc.path, "control"), "rb") as f:
+        f.seek(12288 + 1024 * 1024 + 64 * number)
+        word = int.from_bytes(f.read(8), "little")
+    return word & 15, word >> 4 & 0xFFFFFF
+
+
+def overwrite(pc: Store, pids: list[int], rounds: int) -> None:
+    """Replaces the pages again and again, so that segments become empty, are retired, and used again."""
+    for i in range(rounds):
+        pc.replace(pids[i % len(pids)], pc.get(pids[i % len(pids)]).key, bytes([i % 251]) * 30_000)
+        if i % 8 == 7:
+            pc.flush()
+
+
+def test_a_segment_under_view_is_not_used_again_before_the_view_goes(open_store: Open) -> None:
+    pc = open_store(LWW(), segment_size=SMALL)
+    pids = segments(pc, 6)
+    view, other = pc.view(pids[2]), pc.view(pids[3])  # the first segment holds more than one page
+    before, generation = state_of(pc, view.key)
+    overwrite(pc, pids, 200)
+    assert pc.stats().log_bytes < 60 * SMALL  # of 150 that were written
+    assert before != RETIRED
+    assert state_of(pc, view.key) == (RETIRED, generation)
+    assert state_of(pc, other.key)[0] == RETIRED
+    assert bytes(view.raw) == bytes([2]) * (SMALL * 5 // 8)
+    key = view.key
+    view.release()
+    overwrite(pc, pids, 100)
+    assert bytes(other.raw) == bytes([3]) * (SMALL * 5 // 8)
+    waiting = state_of(pc, other.key)
+    assert waiting[0] == RETIRED
+    other.release()
+    overwrite(pc, pids, 100)
+    assert state_of(pc, key) != (RETIRED, generation)
+    assert state_of(pc, other.key) != waiting
+    with pc.view(pids[0]) as now:
+        assert bytes(now.raw) == pc.get(pids[0]).unwrap()
+
+
+def test_views_beside_processes_that_overwrite_and_clean(open_store: Open, children: Children, seed: int) -> None:
+    pc = open_store(LWW(), segment_size=SMALL)
+    pids = segments(pc, 12)
+
+    def work(number: int) -> int:
+        mine = pids[number::2]
+        overwrite(pc, mine, 400)
+        return number
+
+    workers = [children.start(work, i) for i in range(2)]
+    rng = random.Random(seed)
+    kept: list[tuple[bytes, memoryview]] = []
+    while not all([w.running() for w in workers]) or len(kept) < 50:
+        raw = pc.view(rng.choice(pids)).raw
+        kept.append((bytes(raw), raw))
+        assert len(set(kept[-1][0])) == 1
+        if len(kept) > 90:
+            first, raw = kept.pop(rng.randrange(len(kept)))
+            assert bytes(raw) == first
+    assert all(bytes(raw) == first for first, raw in kept)
+    assert sorted(w.result() for w in workers) == [0, 1]
+    raw.release()
+    kept.clear()
+    assert held(pc) == 0
+
+
 # ---- many
 
 
