@@ -30,7 +30,7 @@ typedef struct mm_holding {
     pv_word count; /* views; all ones: it changes hands */
 } mm_holding;
 #define MM_VIEW_ONE (UINT64_C(1) << 32) /* a view in mm.busy */
-#define MM_VERIFIED 1024u
+#define MM_VERIFIED 4096u
 
 typedef struct mm_victim { /* the segment that this process empties, or visits; guarded by mm.cleaning */
     uint64_t number, generation, at, live; /* at: address of the next lease; live: counted by a visit */

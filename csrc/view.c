@@ -131,20 +131,27 @@ static payload payload_of(const mm *m, const mm_view *v)
     return (payload){ v->payload, mm_shape_length(v->shape), v->address >> m->segment_shift, v->generation };
 }
 
-/* Its bytes do not change in a generation of its segment (invariant 2), so one look at the checksum is enough.  An entry for each of the low bits of
- * an address; the rest and the generation are compared. */
+/* Its bytes do not change in a generation of its segment (invariant 2), so one look at the checksum is enough.  The table is exact: the address is
+ * mixed by a product that can be undone (large records all begin at the same place of a block), its high bits choose a pair of entries, and the rest and
+ * the generation are compared.  What is pushed out of a pair is verified again. */
+#define PAIR_BITS 11
+_Static_assert(MM_VERIFIED == 2u << PAIR_BITS && MM_ADDR_BITS - PAIR_BITS + 24 + 1 <= 64, "pair, rest and generation are all of an address");
+
 static int verify_once(mm *m, const mm_view *v, uint64_t quick, mm_result *r)
 {
-    pv_word *seen = &m->verified[(v->address >> 3) % MM_VERIFIED];
-    uint64_t mark = (v->address >> 13) << 25 | (uint64_t)(v->generation & 0xFFFFFF) << 1 | 1;
-    if (pv_load_relaxed(seen) == mark) return MM_OK;
+    uint64_t mixed = (v->address >> 3) * UINT64_C(0x9E3779B97F4A7C15) & MM_ADDR_MASK;
+    uint64_t rest = mixed & (MM_ADDR_MASK >> PAIR_BITS), mark = rest << 25 | (uint64_t)(v->generation & 0xFFFFFF) << 1 | 1;
+    pv_word *pair = &m->verified[2 * (mixed >> (MM_ADDR_BITS - PAIR_BITS))];
+    uint64_t newer = pv_load_relaxed(&pair[0]);
+    if (newer == mark || pv_load_relaxed(&pair[1]) == mark) return MM_OK;
     r->length = mm_shape_length(v->shape);
     if (r->length > quick) return MM_SPACE;
     int rc = mm_verify(m, v, r);
-    if (!rc) pv_store_relaxed(seen, mark);
-    return rc;
+    if (rc) return rc;
+    pv_store_relaxed(&pair[1], newer);
+    pv_store_relaxed(&pair[0], mark);
+    return MM_OK;
 }
-_Static_assert(MM_VERIFIED == 1u << 10 && MM_ADDR_BITS + 3 - 13 + 25 <= 64, "index, rest and generation are all of an address");
 
 typedef struct view_call {
     uint64_t pid, quick;
