@@ -774,6 +774,33 @@ def test_a_parent_that_is_killed_before_its_child_has_adopted_keeps_its_slot(
         os.close(fd)
 
 
+def test_what_is_handed_over_is_not_used_again_meanwhile(open_store: Open, children: Children, seed: int) -> None:
+    """Parents drop at once what they had open at a fork, while others overwrite and clean."""
+    pc = open_store(LWW(), segment_size=SMALL)
+    pids, rng = segments(pc, 8), random.Random(seed)
+    writers = [children.start(overwrite, pc, pids[i::2], 120) for i in range(2)]
+    heirs = []
+    while any(w.running() for w in writers) or len(heirs) < 10:
+        kept = [pc.view(pid) for pid in rng.sample(pids, 3)]
+        kept += [np.asarray(view) for view in kept]
+
+        def child(kept: list[Any] = kept) -> bool:
+            first = [bytes(view.raw) for view in kept[:3]]
+            time.sleep(0.05)
+            whole = all(len(set(value)) == 1 for value in first)
+            return whole and first == [array.tobytes() for array in kept[3:]]
+
+        heirs.append(children.start(child))
+        kept.clear()
+        if len(heirs) % 10 == 0:
+            assert all(heir.result() for heir in heirs[-10:])
+    assert all(heir.result() for heir in heirs[len(heirs) // 10 * 10 :])
+    for w in writers:
+        w.result()
+    _views.sweep()
+    assert held(pc) == 0
+
+
 def test_a_child_takes_over_the_views_of_a_closed_handle(path: str, children: Children) -> None:
     pc = mmpc.open(path, LWW(), create=True)
     view = pc.view(pc.allocate(b"x" * 100)[0])
