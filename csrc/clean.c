@@ -19,6 +19,7 @@
 #define SLACK_SEGMENTS 3u      /* beyond what is live: the open one, one being cleaned, one to come */
 #define PENDING_MOST 3u        /* retired ones that wait for a flush before a cleaner flushes */
 #define DEBT_SHARE 8u          /* a writer helps once for an eighth of a segment that it took */
+#define AGING_TURNS 32
 #define VISIT 16u              /* every so many victims the segment that was not looked at for longest is read, and its counter set right */
 
 /* ---- what there is to do ---------------------------------------------------------------------------------------------------------- */
@@ -121,9 +122,12 @@ static void give_up(mm *m, bool full)
 static bool aged(mm *m)
 {
     if (m->victim.visit || m->victim.aged) return true;
-    mm_lock(m, MM_HOLD_PUBLISH); /* the dead are reaped */
-    m->victim.aged = mm_oldest_publish(m) > at_load_relaxed(&m->segments[m->victim.number].since);
-    mm_unlock(m, MM_HOLD_PUBLISH);
+    for (int turn = 0; turn < AGING_TURNS && !m->victim.aged; turn++) { /* most end in a moment; for those that do not somebody comes back */
+        if (turn) mm_os_yield();
+        mm_lock(m, MM_HOLD_PUBLISH); /* the dead are reaped */
+        m->victim.aged = mm_oldest_publish(m) > at_load_relaxed(&m->segments[m->victim.number].since);
+        mm_unlock(m, MM_HOLD_PUBLISH);
+    }
     return m->victim.aged;
 }
 
@@ -133,9 +137,10 @@ static uint64_t filled(mm *m, uint64_t at, uint32_t seed)
     uint64_t epoch, n = mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
     for (uint32_t i = 0; !n && i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         const mm_slot *s = &m->slots[i];
-        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
-        if (lease == at && fill && at_load_acquire(&s->lease) == at) n = fill;
-        else if (!fill && at_load_acquire(&s->last_lease) == at) n = at_load_acquire(&s->last_fill);
+        uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
+        if (lease == at && shape >> 32 == m->victim.generation && fill && at_load_acquire(&s->lease) == at) n = fill;
+        else if (!fill && at_load_acquire(&s->last_lease) == at && at_load_acquire(&s->last_shape) >> 32 == m->victim.generation)
+            n = at_load_acquire(&s->last_fill);
     }
     /* It may have ended just before its slot was looked at. */
     return n ? n : mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
@@ -150,7 +155,7 @@ static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_resul
     if (passes > 0 && m->victim.visit) m->victim.live += span;
     for (int tries = 0; passes > 0 && !m->victim.visit; tries++) {
         int rc = MM_CONFLICT;
-        if (m->merge_kind && pid >= 2 && mm_shape_depth(rec->shape) > 1 && !tries) rc = mm_consolidate_native(m, pid, r); /* moves less */
+        if (m->merge_kind && pid >= 2 && !tries) rc = mm_consolidate_native(m, pid, r); /* moves less */
         if (rc) rc = mm_relocate(m, pid, m->victim.number, &c->moved, r);
         if (rc && rc != MM_NOPAGE) return rc;
         passes = mm_chain_passes(m, pid, at, version, r); /* it cannot come back */
@@ -198,6 +203,7 @@ static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
     int rc = v->visit ? MM_OK : mm_segment_retire(m, v->number, r);
     c->retired += !v->visit && !rc;
     v->held = false;
+    if (!v->visit && !rc) at_add_relaxed(&m->g->cleaned, 1);
     return rc;
 }
 
@@ -214,13 +220,23 @@ static bool choose(mm *m, enum mm_effort effort)
     return true;
 }
 
+/* More, the more the log is too large: a writer that could not clean for a while, or that others leave it to, catches up. */
+static uint64_t share_of(mm *m, enum mm_effort effort, uint64_t gain)
+{
+    survey v;
+    if (effort != MM_EFFORT_WRITER) return gain;
+    look_around(m, &v);
+    uint64_t good = v.live + v.live / 5 * 2 + SLACK_SEGMENTS * m->segment_size;
+    return v.used > good ? gain + (v.used - good) / 4 : gain;
+}
+
 /* Until the gain is reached, or there is nothing to do, or something has to be waited for. */
 static int work(mm *m, enum mm_effort effort, uint64_t gain, mm_clean_report *c, mm_result *r)
 {
+    gain = share_of(m, effort, gain);
     while (c->scanned < c->moved + gain && c->scanned < 8 * gain) {
         if (!m->victim.held && !choose(m, effort)) return MM_OK;
         if (!m->victim.held) continue; /* somebody was faster */
-        c->more = 1;
         if (!holds(m)) {
             m->victim.held = false;
             continue;
@@ -250,8 +266,10 @@ static int clean_pinned(mm *m, void *args, mm_result *r)
     if (rc) return rc;
     if (mm_trylock(m, MM_HOLD_CLEANING)) { /* another thread of this process is at it */
         rc = mm_blame(m, work(m, c->effort, c->gain, c->report, r), r);
+        c->report->more = m->victim.held && !m->victim.visit;
         mm_unlock(m, MM_HOLD_CLEANING);
     }
+    at_add_relaxed(&m->g->moved, c->report->moved);
     mm_leave(m, pin);
     return rc;
 }
@@ -286,7 +304,7 @@ int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_
     int rc = mm_guarded(m, r, clean_pinned, &c);
     if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
     if (rc) return rc;
-    if (report->retired && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
+    if ((report->retired || effort != MM_EFFORT_WRITER) && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
     if (!rc && (report->retired || effort != MM_EFFORT_WRITER)) rc = mm_guarded(m, r, give_back, &punched);
     return rc;
 }
@@ -298,13 +316,16 @@ int mm_clean_give_up(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-/* What a writer owes: it has taken `debt` bytes of the log since it last looked. */
+bool mm_clean_owed(const mm *m) { return pv_load_relaxed(&m->debt) >= m->segment_size / DEBT_SHARE && !pv_load_relaxed(&m->helping); }
+
+/* What the writers of this process owe, for what they have taken of the log since they were last asked.  It may take as long as that took: not with
+ * a lock of the caller's held. */
 void mm_clean_help(mm *m)
 {
     mm_clean_report report;
     mm_result ignored;
     uint64_t debt = pv_load_relaxed(&m->debt);
-    if (debt < m->segment_size / DEBT_SHARE || pv_load_relaxed(&m->helping) || !pv_cas(&m->debt, &debt, 0)) return;
+    if (!mm_clean_owed(m) || !pv_cas(&m->debt, &debt, 0)) return;
     pv_store(&m->helping, 1);
     mm_clean(m, MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
     pv_store(&m->helping, 0);

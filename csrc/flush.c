@@ -52,8 +52,17 @@ static bool distrust(mm *m, uint64_t *suspect)
 
 /* ---- one flush ------------------------------------------------------------------------------------------------------------------ */
 
+/* A segment that was retired, or is used again, holds nothing that must be there. */
+static bool in_use(mm *m, const mm_lease_fill *l)
+{
+    mm_result ignored;
+    const mm_segment *s = mm_segment_of(m, l->address, &ignored);
+    uint64_t w = s ? at_load_acquire(&s->word) : 0, state = mm_segword_state(w);
+    return mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED || state == MM_SEG_CLAIMED);
+}
+
 /* The lease of a slot, or the one before where a new one begins just now; false: none, or its owner was faster. */
-static bool lease_of(const mm_slot *s, mm_lease_fill *l)
+static bool lease_of(mm *m, const mm_slot *s, mm_lease_fill *l)
 {
     uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
     if (!fill || at_load_acquire(&s->lease) != lease) {
@@ -63,7 +72,7 @@ static bool lease_of(const mm_slot *s, mm_lease_fill *l)
         if (at_load_acquire(&s->last_fill) != fill) return false;
     }
     *l = (mm_lease_fill){ lease, (uint32_t)fill, (uint32_t)(shape >> 32) };
-    return lease && fill;
+    return lease && fill && in_use(m, l);
 }
 
 /* Between the epoch step and the sync: what lies below these fills is durable when the mark is, so damage there is damage (C14); but for segments
@@ -72,7 +81,7 @@ static void list_leases(mm *m, mm_mark *k)
 {
     k->count = 0;
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used) && k->count < MM_MARK_LEASES; i++)
-        k->count += lease_of(&m->slots[i], &k->leases[k->count]);
+        k->count += lease_of(m, &m->slots[i], &k->leases[k->count]);
     k->discarded = m->config.discarded;
     k->segments = mm_segments_used(m);
 }

@@ -238,7 +238,7 @@ uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64
 void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, mm_result *r);
 
 /* clean.c */
-void mm_clean_help(mm *m);                  /* by a writer, outside its publish */
+bool mm_clean_owed(const mm *m);            /* this process has taken so much of the log that it is to help */
 int mm_clean_give_up(mm *m, void *args, mm_result *r);
 
 /* relocate.c */

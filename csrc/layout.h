@@ -240,8 +240,10 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(snapshot_due); /* CLOCK_MONOTONIC, ns: until then somebody is taken to write one */
     MM_LINE(snapshots);    /* written in this life */
     MM_LINE(snapshot_epoch); /* epoch when the copy of the newest one began: what has an LSN below is in it */
+    MM_LINE(cleaned);      /* segments emptied in this life */
+    MM_LINE(moved);        /* bytes copied for that */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 33 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 35 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u

@@ -181,6 +181,9 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
 int mm_rewrite(const mm_config *c, mm_result *r);
 int mm_settle(const mm_config *c, mm_result *r); /* the same, durably, for a store that goes on; MM_FAILED: it failed again.  All slot bytes held */
 int mm_suspected(const mm_config *c);            /* 1: a process may have died in a sync that failed */
+/* The free end of the log goes back to the file system, when nobody is attached: the caller holds all slot bytes and `open.lock`, and the newest
+ * snapshot is of the state as it stands.  *cut: bytes. */
+int mm_log_truncate(const mm_config *c, uint64_t *cut, mm_result *r);
 int mm_log_trim(const mm_config *c, mm_result *r); /* zeros at the end of the log go back to the device */
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);
 
@@ -194,11 +197,12 @@ int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t
 enum mm_effort { MM_EFFORT_WRITER = 0, MM_EFFORT_BACKGROUND = 1, MM_EFFORT_ALL = 2 };
 typedef struct mm_clean_report {
     uint64_t scanned, moved, retired; /* bytes read through, bytes copied, segments emptied */
-    uint32_t more;                    /* there was something to do */
+    uint32_t more;                    /* a segment is emptied in part */
 } mm_clean_report;
 /* Cleans until `gain` bytes more were read through than copied, or nothing is left to do, or a publish under way must be waited for (report->scanned
  * is 0).  MM_CORRUPT: a segment cannot be emptied, and is left as it is. */
 int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r);
+void mm_clean_help(mm *m); /* by a writer that was told `due`: pays for what this process took of the log */
 int mm_rewrite_page(mm *m, uint64_t pid, mm_result *r); /* moves the page as it is; r->length: bytes written */
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
@@ -214,6 +218,7 @@ int mm_snapshot_check(const mm_config *c, int fd, const mm_snapshot_info *info, 
 typedef struct mm_stats {
     uint64_t epoch, stable, pages, free_hints, segments, log_bytes, table_bytes, slots, operations, conflicts, reaped, helped, oldest_pin, slot;
     uint64_t views; /* segments that views hold, over all slots */
+    uint64_t log_used, log_live, segments_free, segments_retired, written, cleaned, moved; /* bytes; segments; bytes leased, ever; segments emptied; bytes copied for that */
 } mm_stats;
 int mm_get_stats(mm *m, mm_stats *s);
 /* Chain of a page as it stands, newest first: fills up to `capacity` triples (address, version, shape). */

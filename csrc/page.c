@@ -187,10 +187,10 @@ static int check_payload(const mm *m, change *c, mm_result *r)
     return c->tag ? MM_OK : MM_TYPE;
 }
 
-/* A lease taken since the last write that returned has made a snapshot worth its while. */
+/* A lease taken since the last write that returned has made a snapshot worth its while, or a share of the cleaning due. */
 static void tell_due(mm *m, mm_result *r)
 {
-    r->due = m->due;
+    r->due = m->due || mm_clean_owed(m);
     m->due = false;
 }
 
@@ -208,7 +208,6 @@ static int publish(mm *m, void *args, mm_result *r)
     if (!rc) tell_due(m, r);
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
     mm_publish_end(m);
-    mm_clean_help(m);
     return rc;
 }
 
@@ -274,7 +273,6 @@ static int allocate(mm *m, void *args, mm_result *r)
     rc = mm_blame(m, rc, r);
     if (!rc) tell_due(m, r);
     mm_publish_end(m);
-    mm_clean_help(m);
     return rc;
 }
 

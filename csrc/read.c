@@ -211,6 +211,25 @@ int mm_check(mm *m, uint64_t *pages, mm_result *r)
     return MM_OK;
 }
 
+static void count_segments(mm *m, mm_stats *s)
+{
+    mm_result ignored;
+    if (s->segments && !mm_segment_of(m, (s->segments - 1) << m->segment_shift, &ignored)) return;
+    for (uint64_t i = 0; i < s->segments; i++) {
+        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[i].word));
+        int64_t live = (int64_t)at_load_relaxed(&m->segments[i].live);
+        bool free = state == MM_SEG_FREE || state == MM_SEG_HOLE || state == MM_SEG_PUNCHING;
+        s->segments_free += free;
+        s->segments_retired += state == MM_SEG_RETIRED;
+        if (free || state == MM_SEG_RETIRED) continue;
+        s->log_used += m->segment_size;
+        if (live > 0) s->log_live += (uint64_t)live;
+    }
+    s->written = at_load_relaxed(&m->g->log_taken);
+    s->cleaned = at_load_relaxed(&m->g->cleaned);
+    s->moved = at_load_relaxed(&m->g->moved);
+}
+
 static int get_stats(mm *m, void *out, mm_result *r)
 {
     (void)r;
@@ -239,6 +258,7 @@ static int get_stats(mm *m, void *out, mm_result *r)
         s->operations += at_load_relaxed(&m->slots[i].operations);
         s->conflicts += at_load_relaxed(&m->slots[i].conflicts);
     }
+    count_segments(m, s);
     mm_leave(m, pin);
     return MM_OK;
 }

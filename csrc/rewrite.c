@@ -137,7 +137,7 @@ static int settle(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-static int with_control(const mm_config *c, mm_body *work, mm_result *r)
+static int with_control(const mm_config *c, mm_body *work, void *args, mm_result *r)
 {
     memset(r, 0, sizeof *r);
     uint64_t window = mm_os_size(c->control) / MM_BLOCK * MM_BLOCK;
@@ -151,12 +151,12 @@ static int with_control(const mm_config *c, mm_body *work, mm_result *r)
     int e = 0;
     if (window) e = mm_os_map(c->control, window, &m->control);
     int rc = e ? mm_os_failed(r, e) : MM_OK;
-    if (!rc && !window) rc = mm_guarded(m, r, work, NULL);
+    if (!rc && !window) rc = mm_guarded(m, r, work, args);
     else if (!rc) {
         m->g = (mm_globals *)(m->control + MM_CONTROL_GLOBALS);
         m->slots = (mm_slot *)(m->control + MM_CONTROL_SLOTS);
         m->segments = (mm_segment *)(m->control + MM_CONTROL_SEGMENTS);
-        rc = mm_guarded(m, r, work, NULL);
+        rc = mm_guarded(m, r, work, args);
         mm_os_unmap(m->control, window);
     }
     free(m);
@@ -171,10 +171,10 @@ static int rewrite_and_report(mm *m, void *args, mm_result *r)
 }
 
 /* c names the `control` of a life that ended, of this boot, and the log.  The caller rebuilds, and syncs. */
-int mm_rewrite(const mm_config *c, mm_result *r) { return with_control(c, rewrite_and_report, r); }
+int mm_rewrite(const mm_config *c, mm_result *r) { return with_control(c, rewrite_and_report, NULL, r); }
 
 /* The same for a store that goes on as it is.  MM_FAILED: the device fails still. */
-int mm_settle(const mm_config *c, mm_result *r) { return with_control(c, settle, r); }
+int mm_settle(const mm_config *c, mm_result *r) { return with_control(c, settle, NULL, r); }
 
 /* 1: a process may have died, or may be, in a sync that fails.  Read, not mapped: for every attach. */
 int mm_suspected(const mm_config *c)
@@ -185,4 +185,45 @@ int mm_suspected(const mm_config *c)
     for (uint64_t i = 0; !e && !suspect && !syncing && i < used && i < MM_SLOTS; i++)
         e = mm_os_read_at(c->control, &syncing, 8, MM_CONTROL_SLOTS + i * sizeof(mm_slot) + offsetof(mm_slot, syncing));
     return !e && (suspect || syncing);
+}
+
+/* ---- the end of the log ------------------------------------------------------------------------------------------------------ */
+
+/* Segments that hold something, or that the newest mark counts as in use; a retired one is free, since nobody can reach it. */
+static uint64_t end_of_use(mm *m, uint64_t n, uint64_t stable)
+{
+    mm_mark mark;
+    mm_result ignored;
+    if (mm_mark_newest(&m->config, &mark, &ignored) || mark.epoch != stable) return n;
+    for (; n > mark.segments; n--) {
+        uint64_t state = mm_segword_state(at_load_relaxed(&m->segments[n - 1].word));
+        if (state != MM_SEG_FREE && state != MM_SEG_HOLE) break;
+    }
+    return n;
+}
+
+/* What is published shrinks first: died in between, the file is longer than it need be. */
+static int truncate_log(mm *m, void *cut, mm_result *r)
+{
+    if (!m->control) return MM_OK;
+    uint64_t stable = at_load_relaxed(&m->g->stable), n = at_load_relaxed(&m->g->segments), size = mm_os_size(m->config.log);
+    bool still = at_load_relaxed(&m->g->dirty) <= stable && !suspected(m) && at_load_relaxed(&m->g->dirty) < at_load_relaxed(&m->g->snapshot_epoch)
+                 && at_load_relaxed(&m->g->log_taken) == at_load_relaxed(&m->g->log_snapshot);
+    if (!still || n > (m->control_window - MM_CONTROL_SEGMENTS) / sizeof(mm_segment)) return MM_OK;
+    uint64_t used = end_of_use(m, n, stable), end = used << m->segment_shift;
+    if (used == n || end >= size) return MM_OK;
+    for (uint64_t i = used; i < n; i++) at_store_relaxed(&m->segments[i].word, mm_segword(MM_SEG_FREE, mm_segword_generation(at_load_relaxed(&m->segments[i].word)), 0));
+    at_store_relaxed(&m->g->segments, used);
+    at_store_relaxed(&m->g->free_segments, used); /* a hint: there may be some below */
+    at_store_release(&m->g->log_size, end);
+    int e = mm_os_truncate(m->config.log, end);
+    if (e) return mm_os_failed(r, e);
+    *(uint64_t *)cut = size - end;
+    return MM_OK;
+}
+
+int mm_log_truncate(const mm_config *c, uint64_t *cut, mm_result *r)
+{
+    *cut = 0;
+    return with_control(c, truncate_log, cut, r);
 }

@@ -272,7 +272,7 @@ static int require(const scan *s, uint64_t address, uint32_t generation, uint64_
 {
     uint64_t n = address >> s->m->segment_shift, word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     *found = NULL;
-    if (mm_segword_state(word) == MM_SEG_RETIRED || mm_segword_generation(word) > generation) return MM_OK;
+    if (mm_segword_state(word) == MM_SEG_RETIRED || (mm_segword_generation(word) && mm_segword_generation(word) != generation)) return MM_OK;
     if (mm_segword_state(word) == MM_SEG_SEALED && !s->read[n]) return MM_OK;
     found_lease *l = find_lease(s, address);
     if (!l) return mm_corrupt(s->r, MM_FILE_LOG, address);

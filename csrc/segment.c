@@ -23,13 +23,22 @@ static const uint16_t transitions[MM_SEG_STATES] = {
     [MM_SEG_PUNCHING] = TO(MM_SEG_HOLE),
 };
 
+/* Of a number that was never used, as far as anybody remembers, a random one: when the log was truncated its headers are gone, and what names a
+ * lease of an earlier generation must not find one of the same.  0 is no generation (peek.h). */
+static uint64_t next_generation(uint64_t generation)
+{
+    uint64_t random = 0;
+    if (generation == 0) return mm_os_random(&random, sizeof random) ? 1 : 1 + random % (1u << 20);
+    return generation == 0xFFFFFF ? 1 : generation + 1;
+}
+
 /* The one place where a segment changes state: from *w, as it was loaded, keeping the generation unless it is being prepared.  False: somebody
  * else was faster (*w is what stands there now), or the table has no such step. */
 bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner)
 {
     uint64_t from = mm_segword_state(*w), generation = mm_segword_generation(*w);
     if (from >= MM_SEG_STATES || !(transitions[from] & TO(to))) return false;
-    if (to == MM_SEG_PREPARING && (generation = (generation + 1) & 0xFFFFFF) == 0) generation = 1; /* 0 is no generation: peek.h */
+    if (to == MM_SEG_PREPARING) generation = next_generation(generation);
     if (!at_cas_acq_rel(&m->segments[n].word, w, mm_segword(to, generation, owner))) return false;
     *w = mm_segword(to, generation, owner);
     if (to == MM_SEG_FREE || to == MM_SEG_HOLE) at_add_relaxed(&m->g->free_segments, 1);

@@ -18,13 +18,16 @@
  * segment from being used again meanwhile. */
 static void close_lease(mm *m, mm_slot *s)
 {
-    uint64_t fill = at_load_relaxed(&s->lease_fill), which = fill != 0;
+    uint64_t fill = at_load_relaxed(&s->lease_fill);
     if (!at_load_relaxed(&s->announce)) {
         at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
         at_fence_full(); /* then the state of the segment: a cleaner sees the announcement, or we see what it did */
     }
-    mm_lease_close(m, at_load_relaxed(which ? &s->lease : &s->last_lease), at_load_relaxed(which ? &s->lease_shape : &s->last_shape) >> 32,
-                   which ? fill : at_load_relaxed(&s->last_fill));
+    if (!fill) { /* it died while it began the lease: nothing was published in it.  If another one had been faster, it says more itself */
+        mm_lease_close(m, at_load_relaxed(&s->last_lease), at_load_relaxed(&s->last_shape) >> 32, at_load_relaxed(&s->last_fill));
+        fill = sizeof(mm_lease_header);
+    }
+    mm_lease_close(m, at_load_relaxed(&s->lease), at_load_relaxed(&s->lease_shape) >> 32, fill);
 }
 
 /* The caller holds the slot's byte.  Order: segments and the lease, views, pins, state last (model: UNPIN_FIRST). */

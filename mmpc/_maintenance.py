@@ -26,8 +26,11 @@ def _warn(message: str, *args: object) -> None:
     logging.getLogger("mmpc").warning(message, *args)
 
 
+CLEANED_AT_ONCE = 8 << 20  # bytes that a turn of the flusher gains, at most
+
+
 class Flusher:
-    """A thread that asks every period whether a flush is due.
+    """A thread that asks every period whether a flush is due, and cleans a little.
 
     It holds no reference to the handle, and ends with it, with the attachment, or when a sync has failed.
     """
@@ -62,6 +65,8 @@ class Flusher:
                 status, pid=0, length=0, offset=r.offset, file=r.file, os_error=r.os_error
             )
             _warn("%s: the periodic flush failed: %s", path, error)
+        else:
+            lib.mm_clean(attachment.mm, errors.BACKGROUND, CLEANED_AT_ONCE, ffi.new("mm_clean_report *"), r)
         return None if status == errors.FAILED else int(wait[0])
 
     def stop(self) -> None:

@@ -61,7 +61,7 @@ _graves: list[Any] = []
 class Options:
     """What this process asks for; the store's own facts are in Config."""
 
-    __slots__ = ("flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+    __slots__ = ("cleanup", "flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
 
     def __init__(
         self,
@@ -72,7 +72,9 @@ class Options:
         segment_shift: int | None,
         temporary: bool,
         flush_every_ms: int | None = None,
+        cleanup: tuple[int, int] = (40, 10),
     ) -> None:
+        self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
@@ -146,7 +148,7 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
     for name in _FILES_OF_ATTACHMENT:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
-    c.clean_threshold, c.clean_skew = 40, 10
+    c.clean_threshold, c.clean_skew = options.cleanup
     c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
     ffi.memmove(c.boot_id, _files.boot_id(), 64)
@@ -446,6 +448,7 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
     rc = lib.mm_flush(attachment.mm, 0, advanced, r)
     if rc:
         return _failed(rc, r)
+    lib.mm_clean(attachment.mm, errors.BACKGROUND, 0, ffi.new("mm_clean_report *"), r)  # what is free is given back
     if lib.mm_snapshot_stale(attachment.mm):
         try:
             _snapshot.write(attachment, path)
@@ -454,6 +457,30 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
 
             logging.getLogger("mmpc").warning("%s: no snapshot was written: %s", path, e)
     return None
+
+
+def truncate_after_last(options: Options) -> None:
+    """Gives the free end of the log back to the file system, unless somebody is attached or comes in just now."""
+    from filelock import FileLock
+
+    r, cut = ffi.new("mm_result *"), ffi.new("uint64_t *")
+    try:
+        config = _files.read_config(options.path)
+        with FileLock(os.path.join(options.path, "open.lock"), mode=0o600, timeout=1), Descriptors() as files:
+            files.open(options.path, _FILES_OF_ATTACHMENT)
+            if config is None or lib.mm_lock_range(files.get("lock"), 0, _files.SLOTS) != errors.OK:
+                return
+            c = _core_config(config, options, files)
+            if lib.mm_identity_check(c, r) == errors.OK:
+                lib.mm_log_truncate(c, cut, r)
+    except (errors.MmpcError, OSError, TimeoutError):
+        return  # space is given back by the next one who leaves
+
+
+def has_free_end(attachment: Attachment) -> bool:
+    """True when segments at the end of the log may be free."""
+    s = ffi.new("mm_stats *")
+    return bool(lib.mm_get_stats(attachment.mm, s) == errors.OK and s.segments_free)
 
 
 def flush_after_last(options: Options) -> None:

@@ -193,7 +193,7 @@ def _slot_names(control: Control, log: Log, place: int) -> str | None:
     if not address or not fill:
         return None
     segment = log.segment_now(address >> log.shift)
-    if segment is not None and (segment.generation > shape >> 32 or log.gone(segment)):
+    if segment is not None and (segment.generation != shape >> 32 or log.gone(segment)):
         return None
     lease = log.refresh(address)
     if lease is None or lease.end - lease.address < fill:

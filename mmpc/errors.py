@@ -122,6 +122,7 @@ SNAPSHOT = 7
 
 # Status codes of csrc/mmpc.h.
 OK, CONFLICT, NOPAGE, FREED, CHAIN, CORRUPT, FULL, TOOBIG, FORKED = range(9)
+BACKGROUND, ALL = 1, 2  # enum mm_effort
 MISMATCH_FAILED = 7  # enum mm_mismatch: a sync has failed
 CLOSED, FAILED, TYPE, OS, RESERVED, SPACE, BUSY, MISMATCH, LIMIT, UNUSABLE = range(9, 19)
 

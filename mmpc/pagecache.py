@@ -36,6 +36,8 @@ def open(
     page_consolidation_threshold: int = DEFAULT_THRESHOLD,
     segment_size: int | None = None,
     flush_every_ms: int | None = None,
+    segment_cleanup_threshold: float = 0.4,
+    segment_cleanup_skew: int = 10,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -48,6 +50,10 @@ def open(
     that what any process writes is flushed within about that time: one flush a period, however many processes
     ask for it, and none when nothing is dirty; a `read_only` handle asks for none.  None, the default: who
     needs durability calls `flush`.
+
+    Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
+    `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
+    `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -70,12 +76,22 @@ def open(
         shift = segment_size.bit_length() - 1
     if flush_every_ms is not None:
         _check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
+    cleanup = _check_cleanup(segment_cleanup_threshold, segment_cleanup_skew)
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else _NEVER
-    options = _store.Options(where, name, kind, threshold, shift, temporary, flush_every_ms)
+    options = _store.Options(where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup)
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
+
+
+def _check_cleanup(threshold: object, skew: object) -> tuple[int, int]:
+    if not isinstance(threshold, (float, int)) or isinstance(threshold, bool):
+        raise TypeError(f"segment_cleanup_threshold must be a float, not {type(threshold).__name__}")
+    if not 0.01 <= threshold <= 0.99:
+        raise ValueError(f"segment_cleanup_threshold must be from 0.01 to 0.99, not {threshold}")
+    _check_int("segment_cleanup_skew", skew, 0, 98)
+    return round(threshold * 100), int(skew)  # type: ignore[call-overload, no-any-return]
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -274,12 +290,45 @@ class PageCache(Verbs[T]):
                 self._reattach()
 
     def _due(self) -> None:
-        """A write noticed that the log has grown enough for a snapshot."""
+        """A write noticed that the log has grown enough for a snapshot, or that this process owes some cleaning."""
+        lib.mm_clean_help(self._attachment.mm)
         with self._lock:
             if self._closed or (self._snapshotter is not None and self._snapshotter.running()):
                 return
             if lib.mm_snapshot_claim(self._attachment.mm):
                 self._snapshotter = _maintenance.Snapshotter(self._attachment, self._options.path)
+
+    # ---- space
+
+    def attempt_gc(self) -> bool:
+        """Empties about one segment, if one is worth it (see `open`), and gives back what is free.  Writers do as much by
+        themselves while the log is too large; this is for quiet times.  True: something was done.
+
+        Nothing that anybody reads changes, and nobody waits. Flushes if space waits for it.  Errors: CorruptionError (a
+        segment holds damage, and is left as it is), StoreFailed, DiskFullError.
+        """
+        report = self._clean(errors.BACKGROUND, 1 << self._segment_shift())
+        return bool(report.retired or report.more)
+
+    def _segment_shift(self) -> int:
+        config = _files.read_config(self._options.path)
+        return config.segment_shift if config is not None else 23
+
+    def _clean(self, effort: int, gain: int) -> Any:
+        r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
+        while True:
+            self._here()
+            status = lib.mm_clean(self._attachment.mm, effort, gain, report, r)
+            if status == errors.OK:
+                return report
+            self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), r.key.pid, None)
+
+    def rewrite(self, pid: int, tx: Tx | None = None) -> None:
+        """Moves the page, as it is, to where the log is written now.  Its content, version and keys stay valid.
+
+        Errors: PageNotFound, CorruptionError, DiskFullError.
+        """
+        self._call(lib.mm_rewrite_page, pid, tx=tx, missing_ok=False)
 
     @property
     def stable_lsn(self) -> int:
@@ -427,9 +476,12 @@ class PageCache(Verbs[T]):
             _store.remove_if_last(options.path)
             return
         last = _store.alone(self._attachment)
+        free = last and _store.has_free_end(self._attachment)
         error = _store.settle(self._attachment, options.path) if last else None
         lib.mm_close(mm)
         _store.flush_after_last(options)
+        if free and error is None:
+            _store.truncate_after_last(options)
         if error is not None:
             raise error
 
@@ -460,6 +512,7 @@ class PageCache(Verbs[T]):
             self._capacity,
             o.threshold,
             o.flush_every_ms,
+            o.cleanup,
         )
 
     def __repr__(self) -> str:
@@ -500,27 +553,34 @@ class ReadOnlyPageCache(PageCache[T]):
         raise errors.Unsupported("this handle was opened read_only; open the store again to write")
 
     allocate = append = append_many = link = replace = free = update = bump_page_rts = _refuse
-    flush = make_stable = snapshot = _refuse
+    flush = make_stable = snapshot = attempt_gc = rewrite = _refuse
 
 
 class Stats:
     """Figures of a store, read without stopping anybody: each is right by itself, not all at one instant."""
 
     __slots__ = (
+        "cleaned",
         "conflicts",
         "epoch",
         "free_hints",
         "helped",
         "log_bytes",
+        "log_live",
+        "log_used",
+        "moved",
         "oldest_pin",
         "operations",
         "pages",
         "reaped",
         "segments",
+        "segments_free",
+        "segments_retired",
         "slots",
         "stable",
         "table_bytes",
         "views",
+        "written",
     )
 
     def __init__(self, s: Any) -> None:
@@ -539,6 +599,7 @@ def _reopen(
     capacity: int,
     threshold: int,
     flush_every_ms: int | None,
+    cleanup: tuple[int, int] = (40, 10),
 ) -> PageCache[T]:
     return open(
         path,
@@ -548,6 +609,8 @@ def _reopen(
         cache_capacity=capacity,
         page_consolidation_threshold=threshold if threshold != _NEVER else DEFAULT_THRESHOLD,
         flush_every_ms=flush_every_ms,
+        segment_cleanup_threshold=cleanup[0] / 100,
+        segment_cleanup_skew=cleanup[1],
     )
 
 

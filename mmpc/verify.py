@@ -314,7 +314,7 @@ class Check:
         that was retired, or is used again, nothing is needed.
         """
         segment = log.segment_now(address >> log.shift)
-        if segment is not None and (segment.generation > generation or log.gone(segment)):
+        if segment is not None and (segment.generation != generation or log.gone(segment)):
             return True
         lease = log.leases.get(address)
         if lease is None or lease.end - address < fill:

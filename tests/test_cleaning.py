@@ -1,0 +1,316 @@
+"""Segments are emptied and used again: what is read stays what it was, and the log does not grow without need."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mmpc
+from support.children import Children
+from support.mergers import Tally
+
+Open = Callable[..., mmpc.PageCache[Any]]
+Store = mmpc.PageCache[Any]
+SMALL = 1 << 16  # the smallest segment
+ALL = 2  # enum mm_effort: all that gains anything
+
+
+def taken(pc: Store) -> int:
+    """Bytes that the log has on the device."""
+    return os.stat(os.path.join(pc.path, "log")).st_blocks * 512
+
+
+def churn(pc: Store, pid: int, volume: int, size: int = 2000) -> None:
+    """Overwrites a page with that many bytes in all."""
+    key = pc.get(pid).key
+    for i in range(volume // size):
+        key = pc.replace(pid, key, [i, "x" * size])
+
+
+def clean(pc: Store) -> int:
+    """Cleans until there is nothing to do; how often there was."""
+    times = 0
+    while pc.attempt_gc():
+        times += 1
+        assert times < 10_000
+    return times
+
+
+# ---- bounds
+
+
+def test_overwriting_keeps_the_log_small(open_store: Open) -> None:
+    pc = open_store(segment_size=SMALL)
+    pids = [pc.allocate([i])[0] for i in range(20)]
+    for turn in range(200):
+        for pid in pids:
+            pc.replace(pid, pc.get(pid).key, [turn, pid, "x" * 500])
+    assert pc.stats().written > 2_000_000
+    assert taken(pc) < 1_500_000
+    assert [pc.get(pid).unwrap()[:2] for pid in pids] == [[199, pid] for pid in pids]
+
+
+def test_appends_to_a_few_pages_keep_the_log_small(open_store: Open) -> None:
+    pc = open_store(mmpc.Add(), segment_size=SMALL)
+    pids = [pc.allocate(0)[0] for _ in range(10)]
+    for _ in range(6000):
+        pc.append_many([(pid, 1) for pid in pids])
+    assert pc.stats().written > 2_500_000
+    assert taken(pc) < 1_500_000
+    assert [pc.get(pid).unwrap() for pid in pids] == [6000] * 10
+
+
+def test_freed_pages_give_their_space_back(open_store: Open) -> None:
+    pc = open_store(segment_size=SMALL)
+    keys = [pc.allocate(["x" * 4000]) for _ in range(500)]
+    before = taken(pc)
+    assert before > 2_000_000
+    for pid, key in keys[10:]:
+        pc.free(pid, key)
+    clean(pc)
+    assert taken(pc) < before / 4
+    assert all(pc.get(pid).unwrap() == ["x" * 4000] for pid, _key in keys[:10])
+    assert all(pc.get(pid).is_free() for pid, _key in keys[10:])
+
+
+def test_ids_of_freed_pages_are_used_again_after_their_records_were_moved(open_store: Open) -> None:
+    pc = open_store(segment_size=SMALL)
+    keys = [pc.allocate(["x" * 1000]) for _ in range(300)]
+    for pid, key in keys:
+        pc.free(pid, key)
+    clean(pc)
+    pages = pc.stats().pages
+    for _ in range(600):
+        pc.allocate([1])
+    assert pc.stats().pages < pages + 600
+
+
+def test_the_last_close_makes_the_log_shorter(open_store: Open, path: str) -> None:
+    pc = open_store(segment_size=SMALL)
+    kept, _ = pc.allocate(["kept"])
+    keys = [pc.allocate(["x" * 4000]) for _ in range(300)]
+    before = os.stat(os.path.join(path, "log")).st_size
+    for pid, key in keys:
+        pc.free(pid, key)
+    clean(pc)
+    churn(pc, kept, 300_000)
+    clean(pc)
+    pc.close()
+    assert os.stat(os.path.join(path, "log")).st_size <= before
+    assert mmpc.verify(path).ok
+    again = open_store()
+    assert again.get(kept).unwrap()[1] == "x" * 2000
+    assert all(again.get(pid).is_free() for pid, _key in keys)
+    for _ in range(400):
+        again.allocate(["y" * 4000])
+
+
+def test_a_store_that_was_truncated_is_recovered_and_goes_on(
+    open_store: Open, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generations of the segments that were cut off are forgotten: what names them must not be taken for damage."""
+    for boot in range(6):
+        monkeypatch.setenv("MMPC_BOOT_ID", f"boot {boot}")
+        pc = open_store(segment_size=SMALL)
+        if not boot:
+            page, _ = pc.allocate([0])
+        keys = [pc.allocate(["x" * 3000]) for _ in range(100)]
+        for pid, key in keys:
+            pc.free(pid, key)
+        pc.append(page, [boot])
+        clean(pc)
+        pc.close()
+        assert mmpc.verify(path).ok
+    assert open_store().get(page).unwrap() == [0, *range(6)]
+
+
+# ---- what is read
+
+
+def test_every_kind_of_page_is_moved_as_it_is(open_store: Open) -> None:
+    pc = open_store(Tally(), segment_size=SMALL, page_consolidation_threshold=50)
+    base, _ = pc.allocate(["base"])
+    chain, _ = pc.allocate(["a"])
+    for i in range(9):
+        pc.append(chain, [i])
+    freed, key = pc.allocate(["gone"])
+    pc.free(freed, key)
+    old = pc.get(chain).key
+    frags = pc.get_page_frags(chain)[1]
+    other, _ = pc.allocate([0])
+    churn(pc, other, 600_000)
+    pc._clean(ALL, 1 << 30)
+    assert pc.stats().moved > 0
+    assert pc.get(base).unwrap() == ["base"]
+    assert pc.get_page_frags(chain)[1] == frags
+    assert pc.get(freed).is_free()
+    pc.link(chain, old, ["a key stays valid: nothing was changed"])
+    assert pc.get(chain).unwrap() == ["a", *range(9), "a key stays valid: nothing was changed"]
+
+
+def test_rewrite_moves_a_page_and_changes_nothing(open_store: Open) -> None:
+    pc = open_store()
+    pid, _ = pc.allocate([1])
+    pc.append(pid, [2])
+    page = pc.get(pid)
+    pc.rewrite(pid)
+    key, frags = pc.get_page_frags(pid)
+    assert key.head != page.key.head
+    assert frags == [[1], [2]]
+    pc.link(pid, page.key, [3])
+    with pytest.raises(mmpc.PageNotFound):
+        pc.rewrite(10**6)
+    with pytest.raises(TypeError):
+        pc.rewrite("2")  # type: ignore[arg-type]
+    freed, key = pc.allocate([1])
+    pc.free(freed, key)
+    pc.rewrite(freed)
+    assert pc.get(freed).is_free()
+
+
+def test_a_tx_keeps_what_it_may_see_from_being_used_again(open_store: Open) -> None:
+    pc = open_store(segment_size=SMALL)
+    pid, _ = pc.allocate([0])
+    churn(pc, pid, 400_000)
+    with pc.begin():
+        clean(pc)
+        held = pc.stats()
+        assert held.segments_retired > 0
+        churn(pc, pid, 400_000)
+        assert pc.stats().segments_retired >= held.segments_retired
+    clean(pc)
+    assert pc.stats().segments_retired == 0
+
+
+def test_nothing_to_do(open_store: Open) -> None:
+    pc = open_store()
+    pc.allocate([1])
+    assert pc.attempt_gc() is False
+    reader = open_store(read_only=True)
+    for call in (reader.attempt_gc, lambda: reader.rewrite(2)):
+        with pytest.raises(mmpc.Unsupported):
+            call()
+    pc.close()
+    with pytest.raises(mmpc.Closed):
+        pc.attempt_gc()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("segment_cleanup_threshold", 0.0, ValueError),
+        ("segment_cleanup_threshold", float("nan"), ValueError),
+        ("segment_cleanup_threshold", 1.0, ValueError),
+        ("segment_cleanup_threshold", "0.4", TypeError),
+        ("segment_cleanup_skew", 99, ValueError),
+        ("segment_cleanup_skew", -1, ValueError),
+        ("segment_cleanup_skew", 1.5, TypeError),
+    ],
+)
+def test_options_that_cannot_be(open_store: Open, name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=name):
+        open_store(**{name: value})
+
+
+# ---- many processes
+
+
+def _work(path: str, pids: list[int], counter: int, seed: int, steps: int) -> dict[int, list[Any]]:
+    """Verbs on pages that only this process writes, and a counter that all do; cleans now and then."""
+    rng, model = random.Random(seed), {pid: [0] for pid in pids}
+    with mmpc.open(path, mmpc.Append()) as pc:
+        for step in range(steps):
+            pid = rng.choice(pids)
+            page = pc.get(pid)
+            assert page.unwrap() == model[pid]
+            draw = rng.random()
+            if draw < 0.5:
+                model[pid] = [step, "x" * rng.randrange(3000)]
+                pc.replace(pid, page.key, model[pid])
+            elif draw < 0.9:
+                model[pid] = [*model[pid], step]
+                pc.append(pid, [step])
+            elif draw < 0.92:
+                pc.attempt_gc()
+            elif draw < 0.94:
+                pc.rewrite(pid)
+            else:
+                pc.append(counter, ["c"])
+    return model
+
+
+@pytest.mark.processes
+def test_several_processes_clean_while_all_write(open_store: Open, path: str, children: Children, seed: int) -> None:
+    pc = open_store(segment_size=SMALL)
+    counter, _ = pc.allocate([])
+    pids = [[pc.allocate([0])[0] for _ in range(12)] for _ in range(4)]
+    models = children.map(_work, [(path, pids[i], counter, seed + i, 1500) for i in range(4)])
+    for model in models:
+        assert {pid: pc.get(pid).unwrap() for pid in model} == model
+    s = pc.stats()
+    assert s.cleaned > 20
+    assert s.log_used < s.log_live * 3 + 12 * SMALL
+    assert mmpc.verify(path).ok
+
+
+def _until_killed(path: str, pids: list[int], seed: int, told: int) -> None:
+    """Counts up on each page; says so before and after."""
+    rng = random.Random(seed)
+    pc = mmpc.open(path, mmpc.LastWriteWins())
+    while True:
+        pid = rng.choice(pids)
+        n = pc.get(pid).unwrap()[0] + 1
+        pc.append(pid, [n, "x" * rng.randrange(2500)])
+        os.write(told, pid.to_bytes(4, "little") + n.to_bytes(4, "little"))
+        if not rng.randrange(30):
+            pc.attempt_gc()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_cleaners_that_die_or_stop_lose_nothing(
+    open_store: Open, path: str, children: Children, seed: int, number: int
+) -> None:
+    pc = open_store(mmpc.LastWriteWins(), segment_size=SMALL)
+    pids = [[pc.allocate([0, ""])[0] for _ in range(8)] for _ in range(3)]
+    newest = {pid: 0 for own in pids for pid in own}
+    read, told = os.pipe()
+    os.set_blocking(read, False)
+    rng = random.Random(seed)
+
+    def note() -> None:
+        while True:
+            try:
+                data = os.read(read, 8)
+            except BlockingIOError:
+                return
+            newest[int.from_bytes(data[:4], "little")] = int.from_bytes(data[4:], "little")
+
+    for _ in range(12):
+        workers = [children.start(_until_killed, path, own, rng.getrandbits(30), told) for own in pids]
+        for worker in workers:
+            end = time.monotonic() + rng.random() * 0.2
+            while time.monotonic() < end:
+                note()
+            worker.signal(number)
+        note()
+        pc.attempt_gc()
+        for pid, n in newest.items():
+            assert pc.get(pid).unwrap()[0] >= n
+        for worker in workers:
+            worker.kill()
+        note()
+        for pid, n in newest.items():
+            assert n <= pc.get(pid).unwrap()[0] <= n + 1
+    os.close(read)
+    os.close(told)
+    clean(pc)
+    assert taken(pc) < 3_000_000
+    assert pc.stats().cleaned > 10
+    assert mmpc.verify(path).ok
