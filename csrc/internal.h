@@ -24,6 +24,14 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
     uint32_t segment, generation, seed, previous_generation;
 } mm_lease;
 
+/* What views of this process hold, private side: entry k stands for word k of the slot, the last one for a pin (view.c). */
+typedef struct mm_holding {
+    pv_word word;  /* as in the slot; of the last one: the pin's index */
+    pv_word count; /* views; all ones: it changes hands */
+} mm_holding;
+#define MM_VIEW_ONE (UINT64_C(1) << 32) /* a view in mm.busy */
+#define MM_VERIFIED 4096u
+
 typedef struct mm_victim { /* the segment that this process empties, or visits; guarded by mm.cleaning */
     uint64_t number, generation, at, live, since; /* since: epoch of the claim; at: address of the next lease; live: counted by a visit */
     bool held, visit, aged, done;
@@ -43,7 +51,7 @@ struct mm {
     uint64_t control_window, log_window, words_window; /* bytes mapped */
     uint64_t table_capacity;                           /* head words that fit the window */
     uint64_t *alive;                                   /* MADV_WIPEONFORK: reads 0 in a forked child */
-    pv_word busy;         /* bit i: pin word i is in use; MM_CLOSING: nobody enters any more */
+    pv_word busy;         /* bit i: pin word i is in use; from MM_VIEW_ONE on: how many views are out; MM_CLOSING: nobody enters any more */
     pv_word finished;     /* unmapped */
     pv_word log_safe, table_safe, segments_safe, rts_safe; /* published sizes that this process has compared with the files */
     pthread_mutex_t publish;  /* one publish of this process at a time: lease, candidates, announce */
@@ -61,6 +69,10 @@ struct mm {
     uint64_t segment_size, group_limit;
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
     pv_word fault_file, fault_offset; /* of the last fault in a mapping */
+    mm_holding views[MM_VIEWS + 1];
+    pv_word verified[MM_VERIFIED]; /* records whose checksum a view has looked at */
+    pv_word guards;           /* forks whose children have not adopted yet */
+    mm *heir;                 /* in a forked child: the attachment that holds what views of this one held */
     mm_lease lease;
     pv_word debt;             /* bytes leased since the cleaner was last helped */
     pv_word helping;          /* what is leased now is for copies */
@@ -150,6 +162,11 @@ bool mm_somebody_announces(const mm *m);    /* acquire, slot by slot: a publish 
 void mm_reap_announcing(mm *m);             /* those of them that died; the caller holds the mutex */
 uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
 void mm_finish(mm *m);
+bool mm_reap_if_dead(mm *m, uint32_t i);    /* true: it was dead, and now is free; the caller holds the mutex */
+uint64_t mm_slots_used(const mm *m);
+
+/* view.c */
+bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13); the caller holds the mutex */
 
 /* table.c */
 int mm_head(mm *m, uint64_t pid, at_word **head, mm_result *r); /* MM_OK, MM_NOPAGE, MM_CORRUPT */
@@ -187,7 +204,6 @@ void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t fille
 
 /* reuse.c */
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
-bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13) */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
 bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner); /* CLAIMED -> SEALED */
 uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyond a few become holes of the file */

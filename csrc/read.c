@@ -251,7 +251,10 @@ static int get_stats(mm *m, void *out, mm_result *r)
     s->helped = at_load_relaxed(&m->g->helped);
     s->slot = m->slot_index;
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
-        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) s->slots++;
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) {
+            s->slots++;
+            for (uint32_t k = 0; k < MM_VIEWS; k++) s->views += at_load_relaxed(&m->slots[i].views[k]) != 0;
+        }
         s->operations += at_load_relaxed(&m->slots[i].operations);
         s->conflicts += at_load_relaxed(&m->slots[i].conflicts);
     }

@@ -51,16 +51,6 @@ void mm_reclaim(mm *m)
     }
 }
 
-/* A word names the segment that a view holds: generation:32 | number + 1:32. */
-bool mm_viewed(mm *m, uint64_t segment, uint64_t generation)
-{
-    uint64_t word = generation << 32 | (segment + 1);
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        for (uint32_t k = 0; k < MM_VIEWS; k++)
-            if (at_load_acquire(&m->slots[i].views[k]) == word) return true;
-    return false;
-}
-
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
 
 #define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */

@@ -1,6 +1,6 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
-from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
 from .errors import (
     Closed,
@@ -59,6 +59,7 @@ __all__ = [
     "Unallocated",
     "Union",
     "Unsupported",
+    "View",
     "open",
     "salvage",
     "verify",

@@ -438,23 +438,36 @@ def nobody_left(path: str) -> bool:
         os.close(fd)
 
 
-def remove_if_last(path: str) -> None:
-    """Removes a temporary store unless somebody is attached.
+def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None:
+    """Removes a temporary store unless somebody is attached, or is in another slot than `but`, the caller's own.
 
-    Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in.
+    Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in. Who
+    does not `wait` for that lock leaves the store to whoever holds it.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
+    if not os.path.isdir(path):
+        return  # a FileLock would make it again
     try:
-        with FileLock(os.path.join(path, "open.lock"), mode=0o600):
+        with FileLock(os.path.join(path, "open.lock"), mode=0o600, timeout=-1 if wait else 0):
             fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
             try:
-                if lib.mm_lock_range(fd, 0, _files.SLOTS) == errors.OK:
+                own = _files.SLOTS if but is None else but
+                ranges = [(0, own), (own + 1, _files.SLOTS - own - 1)]
+                if all(n <= 0 or lib.mm_lock_range(fd, start, n) == errors.OK for start, n in ranges):
                     _files.remove_store(path)
             finally:
                 os.close(fd)
-    except OSError:
-        return  # somebody else has removed it
+    except (OSError, Timeout):
+        return  # somebody else has removed it, or is there
+
+
+def left(options: Options) -> None:
+    """The last view of a closed attachment has gone, and with it the slot."""
+    if options.temporary:
+        remove_if_last(options.path, wait=False)
+    else:
+        flush_after_last(options)
 
 
 def settle(attachment: Attachment, path: str) -> Exception | None:

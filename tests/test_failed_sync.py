@@ -54,6 +54,7 @@ def refused(pc: Store, pid: int) -> list[str]:
         "get": lambda: pc.get(pid),
         "get_many": lambda: pc.get_many([pid]),
         "get_page_frags": lambda: pc.get_page_frags(pid),
+        "view": lambda: pc.view(pid),
         "allocate": lambda: pc.allocate([1]),
         "append": lambda: pc.append(pid, [1]),
         "append_many": lambda: pc.append_many([(pid, [1])]),

@@ -110,7 +110,7 @@ def _work(world: World, case: Case, arm: Callable[[], object], fd: int) -> None:
     """In the child; never returns."""
     try:
         gc.disable()
-        child = Child(world.home, world.p, world.q, world.path)
+        child = Child(world.home, world.p, world.q, world.path, world.v)
         for i, op in enumerate(case.ops):
             if i == case.armed:
                 arm()
@@ -298,6 +298,8 @@ class Driver:
         world.checker.flush()
         fresh = world.open()
         world.agree(seen, fresh)
+        if case.views:
+            world.reuse()
         self.others(world, model, fresh)
         world.agree(world.scan(world.checker), fresh)
         must(model.equals(world.scan(fresh)), "others read something else", model, world.scan(fresh))
@@ -309,6 +311,8 @@ class Driver:
         fresh.close()
         world.reaped(2)
         self.finish(world, seen, rebuild=False)
+        if case.views:
+            self.drop()  # its log is damaged where no page is
 
     @property
     def living(self) -> tuple[int, ...]:

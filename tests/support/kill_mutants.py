@@ -56,6 +56,34 @@ MUTANTS = [
         (("kill", "append-warm"),),
     ),
     Mutant(
+        "view-is-noted-after-the-unpin",
+        (
+            (
+                "view.c",
+                "    uint32_t k = note(m, word_of(p.segment, p.generation));\n",
+                "    at_store_release(&m->slot->pins[a->pin], 0);\n"
+                "    uint32_t k = note(m, word_of(p.segment, p.generation));\n",
+            ),
+        ),
+        (("stop", "view"),),
+    ),
+    Mutant(
+        "view-is-not-noted",
+        (("view.c", "        at_store_release(&m->slot->views[k], word); /* the", "        /* the"),),
+        (("stop", "view"),),
+    ),
+    Mutant(
+        "views-of-the-dead-stay",
+        (
+            (
+                "slot.c",
+                "    for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);\n",
+                "",
+            ),
+        ),
+        (("kill", "view"),),
+    ),
+    Mutant(
         "bump-pointer-stays",
         (("page.c", "    m->lease.bump += span;\n", "    (void)span;\n"),),
         (("kill", "append"),),
