@@ -49,6 +49,7 @@ static uint64_t group_bytes(const group *g)
     return sum;
 }
 
+/* What is copied lies together: no record of a group has an index. */
 static uint64_t write_one(mm *m, const group *g, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload)
 {
     mm_record *rec = (mm_record *)(m->log + at);

@@ -56,7 +56,7 @@ static uint64_t whole_record(const scan *s, uint64_t at, uint64_t end, uint32_t 
 {
     if (at + MM_RECORD_HEADER > end) return 0;
     const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    uint64_t n = mm_shape_body(rec->shape), span = mm_span_of(n);
     *word = at_load_relaxed(&rec->crc_commit);
     if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
     if (*word >> 32 && *word != mm_committed((uint32_t)*word)) return 0;
@@ -337,7 +337,7 @@ static int count_chain(scan *s, uint64_t pid, uint64_t head)
     int rc = mm_look_head(m, pid, head, &v, &helped, s->r);
     while (!rc) {
         uint64_t n = v.address >> m->segment_shift;
-        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_span_of(mm_shape_length(v.shape)));
+        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_shape_span(v.shape));
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
         rc = mm_look(m, pid, v.prev, &v, s->r);
     }
