@@ -32,7 +32,7 @@ from .harness import Env, interleave
 from .report import file_system, machine, question_result, table
 
 QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers")
-QUESTIONS += ("durable", "recovery")
+QUESTIONS += ("durable", "recovery", "memory", "coldchain")
 HANGS = 900.0  # seconds after which a question is ended, with every thread's stack
 MEMORY = ("tmpfs", "ramfs")
 

@@ -61,7 +61,7 @@ _graves: list[Any] = []
 class Options:
     """What this process asks for; the store's own facts are in Config."""
 
-    __slots__ = ("flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+    __slots__ = ("flush_every_ms", "kind", "mapped", "materializer", "path", "segment_shift", "temporary", "threshold")
 
     def __init__(
         self,
@@ -72,7 +72,9 @@ class Options:
         segment_shift: int | None,
         temporary: bool,
         flush_every_ms: int | None = None,
+        mapped: int | None = None,
     ) -> None:
+        self.mapped = mapped
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
