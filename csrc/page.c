@@ -109,7 +109,7 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
     uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */
     mm_record *rec = (mm_record *)(m->log + m->lease.bump);
     uint32_t n = p->index.n;
-    if (n) at_copy((uint8_t *)(rec + 1) + c->length, p->index.bytes, n);
+    at_copy((uint8_t *)(rec + 1) + c->length, p->index.bytes, n); /* 0 bytes too: an access more or less would tell where a record lies */
     rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, n ? MM_FLAG_INDEX : 0, c->tag, (uint8_t)n);
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
