@@ -13,6 +13,7 @@
 #define MM_CLOSING (UINT64_C(1) << 63)
 #define MM_PIN_SHARED (MM_PINS - 1) /* pin word that calls share when all others are taken */
 #define MM_CANDIDATES 64u
+#define MM_RECENT 64u
 
 typedef struct mm_lease { /* the run of blocks this process writes to; guarded by mm.publish */
     uint64_t start, end;  /* addresses; start 0 = none */
@@ -68,6 +69,11 @@ struct mm {
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
+    pv_byte *granules;        /* enum mm_granule_bit of each granule of the log's window; NULL in a rebuild */
+    uint64_t granule_count, hand; /* hand: of the clock; who has `sweeping` moves it */
+    pv_word mapped, mapped_limit, sweeping; /* granules; limit 0: none */
+    pv_word random_end;       /* the log below is mapped for random access */
+    pv_word waits, recent[MM_RECENT]; /* for the device: how often, and where of late (mapped.c) */
     pv_word fault_file, fault_offset; /* of the last fault in a mapping */
     mm_holding views[MM_VIEWS + 1];
     pv_word verified[MM_VERIFIED]; /* records whose checksum a view has looked at */
@@ -113,6 +119,14 @@ int mm_os_sync(int fd);                               /* 0, or errno */
 void mm_os_wait(at_word *w, uint64_t seen, uint64_t ns); /* returns when the low half of *w is not that of `seen`, or after ns */
 void mm_os_wake(at_word *w);                          /* everybody who waits for it */
 uint64_t mm_os_monotonic(void);                       /* ns */
+/* A clock that costs next to nothing and only steers: that much of it is more than any work in memory and less than any device takes, about 10 us. */
+#ifdef __x86_64__
+#define MM_TICKS_SLOW 25000u /* of the time stamp counter, which runs at 1 to 4 GHz */
+static inline uint64_t mm_os_ticks(void) { return __builtin_ia32_rdtsc(); }
+#else
+#define MM_TICKS_SLOW 10000u
+static inline uint64_t mm_os_ticks(void) { return mm_os_monotonic(); }
+#endif
 void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
 int mm_os_punch(int fd, uint64_t from, uint64_t to);  /* 0, or errno; the size stays */

@@ -100,6 +100,9 @@ void mm_orphan(mm *m);
 void mm_destroy(mm *m);
 /* 1 when the mapping is gone. */
 int mm_is_closed(const mm *m);
+/* Bounds what this process keeps mapped of the log; 0: no bound.  At once where it is used next. */
+void mm_mapped_bound(mm *m, uint64_t bytes);
+uint64_t mm_mapped(const mm *m); /* bytes, about */
 /* Where the last fault in a mapping was, for MM_CORRUPT from a call that takes no result: r->file, r->offset. */
 void mm_last_fault(const mm *m, mm_result *r);
 

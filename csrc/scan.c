@@ -421,7 +421,7 @@ static int count_chain(scan *s, uint64_t pid, uint64_t head)
     int rc = mm_look_head(m, pid, head, &v, &helped, s->r);
     while (!rc) {
         uint64_t n = v.address >> m->segment_shift;
-        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_span_of(mm_shape_length(v.shape)));
+        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_shape_span(v.shape));
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
         rc = mm_look(m, pid, v.prev, &v, s->r);
     }

@@ -91,7 +91,9 @@ MAX_WTS = (1 << 48) - 2
 MAX_COLOUR = (1 << 46) - 1
 BASE, DELTA, FREE = 1, 2, 3
 INNER = 1 << 44  # in `shape`
-FLAGS_UNKNOWN = 0xE << 44
+INDEX = 2 << 44
+INDEX_MAX = 32
+FLAGS_UNKNOWN = 0xC << 44
 COMMIT_XOR = 0x9E3779B9
 
 _crc = lib.mm_crc32c
@@ -112,9 +114,19 @@ def commit_of(checksum: int) -> int:
     return (checksum ^ COMMIT_XOR) or MASK32
 
 
-def span_of(length: int) -> int:
-    """Bytes that a record with such a payload takes."""
-    return length + 47 & -8
+def body_of(shape: int) -> int:
+    """Bytes of payload and index, which the checksum covers."""
+    return (shape & MASK32) + (shape >> 56 if shape & INDEX else 0)
+
+
+def inner_of(shape: int) -> int:
+    """How many records of its group stand before one of such a shape."""
+    return 0 if shape & INDEX else shape >> 56
+
+
+def span_of(body: int) -> int:
+    """Bytes that a record with such a body takes."""
+    return body + 47 & -8
 
 
 def colour_of(page_colour: int, prev_colour: int) -> int:
@@ -131,6 +143,8 @@ def sane(shape: int, version: int, prev: int) -> str | None:
         return f"flags {shape >> 44 & 15:#x} are unknown"
     if not 0 < wts <= MAX_WTS:
         return f"version {wts} cannot be"
+    if shape & INDEX and (kind != DELTA or shape & INNER or not 0 < shape >> 56 <= INDEX_MAX):
+        return f"an index of {shape >> 56} bytes cannot be in a record of kind {kind}"
     if kind == FREE and shape & MASK32:
         return "a FREE record has a payload"
     if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):

@@ -18,6 +18,7 @@ from ._layout import (
     BLOCK,
     COMMIT_XOR,
     FREE,
+    INDEX,
     INNER,
     LEASE_HEADER,
     LEASE_MAGIC,
@@ -30,10 +31,13 @@ from ._layout import (
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
+    body_of,
     colour_of,
     crc,
     crc_word,
+    inner_of,
     sane,
+    span_of,
 )
 from ._native import ffi, lib
 
@@ -91,12 +95,12 @@ class Lease:
 class Record:
     """One whole record."""
 
-    __slots__ = ("address", "colour", "depth", "kind", "length", "page", "prev", "standing", "tag", "version")
+    __slots__ = ("address", "colour", "depth", "kind", "length", "page", "prev", "shape", "standing", "tag", "version")
 
     def __init__(
         self, address: int, shape: int, page_colour: int, version: int, prev_colour: int, standing: int
     ) -> None:
-        self.address, self.version, self.standing = address, version, standing
+        self.address, self.shape, self.version, self.standing = address, shape, version, standing
         self.length, self.depth, self.kind = shape & MASK32, shape >> 32 & 255, shape >> 40 & 15
         self.tag = shape >> 48 & 255
         self.page = page_colour & PAGE_MASK
@@ -109,7 +113,7 @@ def whole(data: bytes, at: int, address: int, seed: int) -> tuple[int, int, int,
     if at + RECORD.size > len(data):
         return None
     fields = RECORD.unpack_from(data, at)
-    word, n = fields[0], fields[1] & MASK32
+    word, n = fields[0], body_of(fields[1])
     if at + RECORD.size + n > len(data):
         return None
     start = ffi.from_buffer(data)
@@ -264,6 +268,8 @@ class Log:
         while at + 40 <= end:
             word, shape, page_colour, version, prev_colour = unpack(data, at)
             n = shape & MASK32
+            if shape & INDEX:
+                n += shape >> 56
             stop = at + (n + 47 & -8)
             if stop > end:
                 break
@@ -281,9 +287,10 @@ class Log:
                     self.findings.damage("log", base + at, "a record inside a group has a commit word", page)
             else:
                 standing = COMMITTED if commit else SCRATCH
-                if commit and shape >> 56 > (inner if page == inner_page else 0):
+                if commit and inner_of(shape) > (inner if page == inner_page else 0):
                     if self.counts(colour_of(page_colour, prev_colour)):
-                        self.findings.damage("log", base + at, f"a group lacks some of its {shape >> 56} records", page)
+                        said = f"a group lacks some of its {inner_of(shape)} records"
+                        self.findings.damage("log", base + at, said, page)
                     standing = SCRATCH
                 inner, inner_page = 0, -1
             self.addresses.append(base + at)
@@ -403,7 +410,7 @@ class Log:
         head = self.read(address, RECORD.size)
         if len(head) < RECORD.size:
             return None
-        n = RECORD.unpack(head)[1] & MASK32
+        n = body_of(RECORD.unpack(head)[1])
         if inside + RECORD.size + n > 1 << self.shift:
             return None
         fields = whole(self.read(address, RECORD.size + n), 0, address, segment.seed)
@@ -425,7 +432,7 @@ class Log:
             return None
         data, at = self.read(address, lease.size), LEASE_HEADER.size
         while (fields := whole(data, at, address + at, segment.seed)) is not None:
-            at += (fields[1] & MASK32) + 47 & -8
+            at += span_of(body_of(fields[1]))
         lease.end = min(address + at, address + lease.size)
         return lease
 
@@ -456,8 +463,7 @@ class Log:
             record = older
 
     def _wrong_in(self, record: Record) -> str | None:
-        shape = record.length | record.depth << 32 | record.kind << 40
-        wrong = sane(shape, record.version, record.prev)
+        wrong = sane(record.shape, record.version, record.prev)
         tagged = self.native and record.kind != FREE and record.page >= 2
         if wrong is None and (record.tag != 0) != tagged:
             wrong = f"class {record.tag} cannot be under the store's materializer"

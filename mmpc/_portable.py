@@ -27,7 +27,7 @@ __all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", 
 
 T = TypeVar("T")
 
-OVERHEAD = 256  # MM_OBJECT_OVERHEAD of csrc/objects.h: what an entry costs beside the value
+OVERHEAD = 512  # what an entry costs beside the value: twice what it does in csrc/objects.h
 KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
 PIDS = 1 << 40  # page ids are below
 SCRATCH = 16 << 10

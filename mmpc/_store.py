@@ -61,7 +61,17 @@ _graves: list[Any] = []
 class Options:
     """What this process asks for; the store's own facts are in Config."""
 
-    __slots__ = ("cleanup", "flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+    __slots__ = (
+        "cleanup",
+        "flush_every_ms",
+        "kind",
+        "mapped",
+        "materializer",
+        "path",
+        "segment_shift",
+        "temporary",
+        "threshold",
+    )
 
     def __init__(
         self,
@@ -73,8 +83,10 @@ class Options:
         temporary: bool,
         flush_every_ms: int | None = None,
         cleanup: tuple[int, int] = (40, 10),
+        mapped: int | None = None,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
+        self.mapped = mapped
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer

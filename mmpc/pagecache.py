@@ -33,6 +33,7 @@ def open(
     read_only: bool = False,
     temporary: bool = False,
     cache_capacity: int = DEFAULT_CACHE,
+    mapped_capacity: int | None = None,
     page_consolidation_threshold: int = DEFAULT_THRESHOLD,
     segment_size: int | None = None,
     flush_every_ms: int | None = None,
@@ -44,7 +45,10 @@ def open(
     `create` makes it when it is not there (with mode 0700).  `temporary` removes it when the last process
     closes it; `path` may then be None. `read_only` refuses every verb that writes; the directory must be
     writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
-    cache of decoded values.  Chains of more than `page_consolidation_threshold` fragments are merged to one
+    cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
+    `mapped_capacity` (bytes, at least 4 MiB) bounds what this handle keeps mapped of the log, which counts as
+    resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
+    until the kernel needs the memory.  Chains of more than `page_consolidation_threshold` fragments are merged to one
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
     good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
     that what any process writes is flushed within about that time: one flush a period, however many processes
@@ -67,6 +71,8 @@ def open(
         path, create = _files.temporary_path(), True
     where = os.path.abspath(os.fsdecode(path))
     _check_int("cache_capacity", cache_capacity, 0, 1 << 62)
+    if mapped_capacity is not None:
+        _check_int("mapped_capacity", mapped_capacity, 4 << 20, 1 << 62)
     _check_int("page_consolidation_threshold", page_consolidation_threshold, 1, 200)
     shift = None
     if segment_size is not None:
@@ -80,7 +86,9 @@ def open(
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else _NEVER
-    options = _store.Options(where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup)
+    options = _store.Options(
+        where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
+    )
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -166,6 +174,7 @@ class PageCache(Verbs[T]):
 
         m = self._materializer
         size_of = m.size_in_bytes if type(m).size_in_bytes is not Materializer.size_in_bytes else None
+        lib.mm_mapped_bound(self._attachment.mm, self._options.mapped or 0)
         address = int(ffi.cast("uintptr_t", self._attachment.mm))
         last = m.size_rule == "last"
         self._owner = _views.Owner(self._attachment, self._options)
@@ -513,6 +522,7 @@ class PageCache(Verbs[T]):
             o.threshold,
             o.flush_every_ms,
             o.cleanup,
+            o.mapped,
         )
 
     def __repr__(self) -> str:
@@ -599,7 +609,8 @@ def _reopen(
     capacity: int,
     threshold: int,
     flush_every_ms: int | None,
-    cleanup: tuple[int, int] = (40, 10),
+    cleanup: tuple[int, int],
+    mapped: int | None,
 ) -> PageCache[T]:
     return open(
         path,
@@ -607,6 +618,7 @@ def _reopen(
         read_only=read_only,
         temporary=temporary,
         cache_capacity=capacity,
+        mapped_capacity=mapped,
         page_consolidation_threshold=threshold if threshold != _NEVER else DEFAULT_THRESHOLD,
         flush_every_ms=flush_every_ms,
         segment_cleanup_threshold=cleanup[0] / 100,

@@ -133,7 +133,7 @@ MUTANTS = [
             (
                 "csrc/page.c",
                 CALL,
-                "        at_store_release(&m->slot->lease_fill, m->lease.bump + mm_span_of(c->length) - m->lease.start);\n"
+                "        at_store_release(&m->slot->lease_fill, m->lease.bump + mm_span_of(c->length + p.index.n) - m->lease.start);\n"
                 + CALL,
             ),
         ),

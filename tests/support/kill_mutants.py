@@ -94,7 +94,7 @@ MUTANTS = [
             (
                 "page.c",
                 "        if (at_cas_acq_rel(head, &found, next)) {\n",
-                "        m->lease.bump += mm_span_of(c->length);\n        if (at_cas_acq_rel(head, &found, next)) {\n",
+                "        m->lease.bump += mm_span_of(c->length + p.index.n);\n        if (at_cas_acq_rel(head, &found, next)) {\n",
             ),
         ),
         (("kill", "append"),),
