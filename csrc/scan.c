@@ -34,7 +34,6 @@ typedef struct scan {
     uint64_t stable;     /* newest durable epoch that any header knows of */
     uint64_t segments;
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
-    bool *doubtful;      /* it says that it was retired, in a life that was discarded */
     bool *torn;          /* retired durably, and its header does not hold */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
@@ -153,9 +152,7 @@ static bool retirement(scan *s, uint64_t n, uint64_t parity, mm_segment_retired 
 {
     memcpy(t, s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), sizeof *t);
     if (t->magic != MM_RETIRED_MAGIC || t->number != n || t->crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)t + 12, sizeof *t - 12)) return false;
-    if (colour_counts(s, t->epoch)) return true;
-    s->doubtful[n] = true;
-    return false;
+    return colour_counts(s, t->epoch);
 }
 
 /* The epoch at which this generation of the segment (0: whichever was the last) was retired, if the state that counts knows of it, or 0. */
@@ -369,15 +366,19 @@ static uint64_t next_epoch(const scan *s)
     return epoch + (s->report->max_colour > s->limit ? 2 : 1); /* + 1 is the end of the pair that is to come (mmpc/_recovery.py) */
 }
 
-/* What the life that was discarded said of the retirement of segments must not be believed later, when epochs have gone on. */
+/* What the life that was discarded said of the retirement of segments, or had not said whole, must not be believed later, when epochs have gone on. */
 static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
-    for (uint64_t n = 0; n < s->segments; n++)
-        for (uint64_t parity = 0; s->doubtful[n] && parity < 2; parity++) {
+    for (uint64_t n = 0; n < s->segments; n++) {
+        uint64_t base = n << s->m->segment_shift;
+        if (base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
+        for (uint64_t parity = 0; parity < 2; parity++) {
             mm_segment_retired t;
-            if (!retirement(s, n, parity, &t)) at_copy(s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), &none, sizeof none);
+            uint8_t *said = s->m->log + base + mm_retired_offset(parity);
+            if (!retirement(s, n, parity, &t) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
         }
+    }
 }
 
 /* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */
@@ -453,9 +454,8 @@ static int prepare_scan(scan *s)
     at_store_relaxed(&m->g->segments, n);
     at_store_relaxed(&m->g->log_size, s->size);
     s->read = calloc(n + 1, sizeof *s->read);
-    s->doubtful = calloc(n + 1, sizeof *s->doubtful);
     s->torn = calloc(n + 1, sizeof *s->torn);
-    if (!s->read || !s->doubtful || !s->torn) return mm_os_failed(s->r, ENOMEM);
+    if (!s->read || !s->torn) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -517,7 +517,6 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
-    free(s.doubtful);
     free(s.torn);
     free(s.entries);
     free(s.owed);

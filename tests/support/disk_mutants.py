@@ -8,8 +8,6 @@ Not here: fences and memory orders, since the trace is one order of all stores. 
   never lost.  Settling is for a sync that failed, which no power loss is.
 * A group that counts by its last record alone.  A scan goes through a lease record by record and ends at the first that
   is not whole, so it meets the last record of a group only when all inner ones before it are whole.
-* The commit word of a group skipped.  Until it is there the chain that the group stands for counts, with the same
-  content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
 * A snapshot that has its name before its bytes are durable, or loses its predecessor before its name is durable.  One
   that is torn is passed over; operations in a directory come in their order; and the log still has all.
 * The last one flushes only after it has left: nobody can tell.
@@ -282,6 +280,38 @@ MUTANTS = [
             ),
         ),
         ("create",),
+    ),
+    Mutant(
+        "used-again-before-it-is-durable",
+        (("csrc/reuse.c", "if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;", "if (mm_segword_state(w) != MM_SEG_RETIRED) continue;"),),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "a-retirement-is-not-told",
+        (("csrc/reuse.c", "    at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);\n", ""),),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "a-retirement-that-was-discarded-is-believed",
+        (("csrc/scan.c", "    return colour_counts(s, t->epoch);\n", "    return true;\n"),),
+        ("cleaning-lives", "cleaning"),
+    ),
+    Mutant(
+        "commit-word-skipped-at-a-move",
+        (
+            (
+                "csrc/group.c",
+                "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n",
+                "    (void)w;\n",
+            ),
+            ("csrc/log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),
+        ),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "even-and-odd-retirements-in-one-sector",
+        (("csrc/layout.h", "return 512 * (1 + generation % 2); }", "return 512 + 0 * generation; }"),),
+        ("cleaning", "groups", "cleaning-lives"),
     ),
 ]
 

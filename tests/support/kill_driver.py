@@ -27,7 +27,7 @@ from typing import Any
 import mmpc
 from mmpc._native import lib
 
-from .kill_cases import WARM, Case, Child, Effect, Model, append, find
+from .kill_cases import ALL, LARGE, WARM, Case, Child, Effect, Model, append, find
 from .kill_world import FRESH_TABLE, World, Wrong, must
 
 WATCHDOG = 20  # seconds for one access
@@ -329,7 +329,11 @@ class Driver:
         pc.allocate(["n"])
         model.extra.append(["n"])
         world.reaped(*self.living)
-        pc.replace(world.q, pc.get(world.q).key, ["r"])
+        key = pc.get(world.q).key
+        for letter in "ABCDEF":  # segments are filled, sealed and emptied, also that of the child's lease
+            key = pc.replace(world.q, key, [letter * LARGE])
+        pc._clean(ALL, 1 << 20)
+        pc.replace(world.q, key, ["r"])
         model.named[world.q] = ["r"]
         pc.flush()
         if random.random() < 0.5 and model.named[world.p] is not None:

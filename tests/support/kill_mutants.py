@@ -21,6 +21,19 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a-claim-is-not-aged",
+        (("clean.c", "    return m->victim.aged;\n", "    return true;\n"),),
+        (("stop", "append-warm"), ("stop", "append")),
+    ),
+    Mutant(
+        "used-again-under-a-publish",
+        (
+            ("clean.c", "    return m->victim.aged;\n", "    return true;\n"),
+            ("reuse.c", "if (!oldest) oldest = mm_oldest_holder(m);", "if (!oldest) oldest = UINT64_MAX;"),
+        ),
+        (("stop", "append-warm"), ("stop", "clean")),
+    ),
+    Mutant(
         "commit-word-is-never-stored",
         (
             ("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),
