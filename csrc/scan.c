@@ -32,7 +32,7 @@ typedef struct scan {
     found_lease *leases; /* in order of address */
     uint64_t found, room;
     uint64_t stable;     /* newest durable epoch that any header knows of */
-    uint64_t segments;
+    uint64_t segments, in_use; /* of the log; as the newest mark says */
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
     bool *torn;          /* retired durably, and its header does not hold */
     uint64_t *tail;      /* of one that was read: where its last lease ends */
@@ -327,7 +327,7 @@ static int require_before(const scan *s, found_lease *l)
     int rc = MM_OK;
     while (!rc && l && l->previous && !l->behind) {
         l->behind = true;
-        if (l->previous >> s->m->segment_shift >= s->segments) return MM_OK; /* given back when the log was truncated: what must be there a mark says */
+        if (l->previous >> s->m->segment_shift >= s->in_use) return MM_OK; /* free when the newest mark was made: it may have been cut off since */
         rc = require(s, l->previous, l->previous_generation, l->filled, &l);
         if (!rc && l) l->followed = true;
     }
@@ -341,6 +341,7 @@ static int check_required(scan *s)
     mm_mark mark;
     found_lease *l;
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
+    s->in_use = rc ? 0 : mark.segments;
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */

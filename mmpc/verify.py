@@ -318,8 +318,8 @@ class Check:
         while lease is not None and lease.previous and not lease.followed:
             lease.followed = True
             number = lease.previous >> log.shift
-            if number > max(log.segments, default=0):
-                return  # given back when the log was made shorter: which segments were in use a mark says
+            if number >= self.marks.segments:
+                return  # free when the newest mark was made: it may have been cut off since
             who = f"the lease at {lease.address}"
             lease = self._require(log, lease.previous, lease.previous_generation, lease.filled, who)
 
