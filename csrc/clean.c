@@ -88,6 +88,7 @@ static bool claim(mm *m, uint64_t n)
     at_fence_full();
     uint64_t e = at_add_seq_cst(&m->g->epoch, 1);
     at_store_relaxed(&m->segments[n].since, e);
+    mm_epoch_time(m, e + 1);
     m->victim = (mm_victim){ .held = true, .number = n, .generation = mm_segword_generation(w), .at = (n << m->segment_shift) + MM_BLOCK };
     return true;
 }

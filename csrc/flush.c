@@ -110,6 +110,7 @@ static int flush_now(mm *m, mm_result *r)
     uint64_t begun = mm_os_monotonic();
     at_store_relaxed(&m->g->flush_begun, begun);
     mm_mark k = { .epoch = at_add_seq_cst(&m->g->epoch, 1) };
+    mm_epoch_time(m, k.epoch + 1);
     at_fence_full(); /* who loaded that epoch as its colour has its commit words in memory */
     at_store_seq_cst(&m->slot->syncing, k.epoch);
     list_leases(m, &k);

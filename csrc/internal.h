@@ -117,6 +117,9 @@ int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
 int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
 
+/* times.c */
+void mm_epoch_time(mm *m, uint64_t epoch);
+
 /* attach.c */
 int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);

@@ -292,6 +292,12 @@ typedef struct mm_segment {
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
 #define MM_WRITTEN_ALWAYS UINT64_MAX /* somebody helped a record in it: no epoch bounds when that commit word was stored */
 
+typedef struct mm_epoch_sample { /* for people: the epoch was stepped to this at that time */
+    at_word epoch;
+    at_word time;         /* CLOCK_REALTIME, ns; 0 = none */
+} mm_epoch_sample;
+_Static_assert(sizeof(mm_epoch_sample) == 16, "a row of samples is shared");
+
 static inline uint64_t mm_segword(uint64_t state, uint64_t generation, uint64_t rest)
 {
     return state | (generation & 0xFFFFFF) << 4 | rest << 28;
@@ -301,9 +307,12 @@ static inline uint64_t mm_segword_generation(uint64_t w) { return w >> 4 & 0xFFF
 static inline uint64_t mm_segword_rest(uint64_t w) { return w >> 28; }
 
 #define MM_CONTROL_GLOBALS 4096u
-#define MM_CONTROL_WAITERS 8192u   /* reserved: futex words */
+#define MM_CONTROL_TIMES 8192u     /* MM_TIME_ROWS rows of MM_TIME_SAMPLES samples (times.c) */
+#define MM_TIME_ROWS 16u
+#define MM_TIME_SAMPLES 16u
 #define MM_CONTROL_SLOTS 12288u
 #define MM_CONTROL_SEGMENTS (MM_CONTROL_SLOTS + MM_SLOTS * 1024u)
+_Static_assert(MM_TIME_ROWS * MM_TIME_SAMPLES * sizeof(mm_epoch_sample) == MM_BLOCK, "samples fill their block");
 #define MM_MAX_SEGMENTS (UINT64_C(1) << 22)
 #define MM_CONTROL_FRESH (MM_CONTROL_SEGMENTS + MM_BLOCK) /* bytes of the file, at least */
 

@@ -102,7 +102,7 @@ def mended_config(data: bytes) -> Config | None:
 class Marks:
     """The newest mark: its epoch D (0: none), and the leases that it lists, with their fills."""
 
-    __slots__ = ("discarded", "durable", "hidden", "leases", "segments", "whole")
+    __slots__ = ("discarded", "durable", "hidden", "leases", "sectors", "segments", "whole")
 
     def __init__(self) -> None:
         self.durable = 0
@@ -110,6 +110,12 @@ class Marks:
         self.segments = self.discarded = 0  # of the log in use; newest colour that config must call discarded
         self.hidden = False  # a block may have said something newer
         self.whole = 0
+        self.sectors = 0  # of the newest mark that are whole
+
+    @property
+    def complete(self) -> bool:
+        """All of the newest mark was read: it lists what it was written with."""
+        return self.sectors == MARK_SECTORS
 
 
 def read_marks(fd: int, uuid: bytes, findings: Findings) -> Marks:
@@ -159,7 +165,9 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
         marks.whole += 1
         if epoch > marks.durable:
             marks.durable, marks.segments, marks.discarded, marks.leases = epoch, segments, discarded, []
+            marks.sectors = 0
         if epoch == marks.durable:
+            marks.sectors += 1
             marks.leases += leases
     if bad and not epochs and len(bad) == MARK_SECTORS:
         marks.hidden = True

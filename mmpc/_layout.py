@@ -59,7 +59,13 @@ CONTROL_SEGMENTS = CONTROL_SLOTS + SLOTS * 1024
 SLOT_SIZE = 1024
 SLOT_LEASES = Struct("<QQQQ")  # announce, lease, lease_shape, lease_fill; at SLOT_LEASES_AT of a slot
 SLOT_LEASES_AT = 64
+# state, pid, opened; announce; pins; views
+SLOT = Struct("<QQQ40xQ56x32Q64Q128x")
+PINS = 32
+CONTROL_TIMES, TIMES, TIME_SAMPLE = 8192, 256, Struct("<QQ")  # of the epoch: (epoch, ns since 1970)
 SEGMENT_ENTRY = Struct("<QQQQQQ16x")  # word, fill, live, salt, opened, written
+SEGMENT_SINCE = Struct("<Q40xQ8x")  # word, since, of the same
+RETIRED = 5  # a state: nothing in the segment is needed by who comes later
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
 # Offsets of the globals that are judged; each is one word.

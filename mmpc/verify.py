@@ -347,11 +347,14 @@ class Check:
     # ---- pages
 
     def _chains(self, log: Log) -> None:
-        """The newest version of each page, as it is and as a power loss would leave it."""
+        """The newest version of each page, as it is and as a power loss would leave it. After one, and in a copy, what lies
+        above the mark counts no more, and what it continues need not be there.
+        """
         for page, index in log.newest.items():
-            log.judge_chain(log.record(index))
+            if self.same_boot:
+                log.judge_chain(log.record(index))
             durable = log.newest_durable.get(page)
-            if durable is not None and durable != index:
+            if durable is not None and not (self.same_boot and durable == index):
                 log.judge_chain(log.record(durable))
 
     def _heads_of_snapshots(self, log: Log) -> None:

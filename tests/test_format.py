@@ -25,6 +25,7 @@ STRUCTS = [
     "mm_globals",
     "mm_slot",
     "mm_segment",
+    "mm_epoch_sample",
     "mm_words_header",
 ]
 
