@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from .harness import Env, interleave
+from .picture import draw
 from .report import file_system, machine, question_result, table
 
 QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers")
-QUESTIONS += ("durable", "recovery")
+QUESTIONS += ("durable", "recovery", "space")
 HANGS = 900.0  # seconds after which a question is ended, with every thread's stack
 MEMORY = ("tmpfs", "ramfs")
 
@@ -110,12 +111,14 @@ def main() -> int:
     path.write_text(
         json.dumps({"date": date, "seed": options.seed, "machine": where, "questions": results}, indent=1)
     )
+    drawn = [draw(result, path.with_name(f"{path.stem}-{name}.svg")) for name, result in results.items()]
+    pictures = [str(picture) for picture in drawn if picture is not None]
     figures = [figure for result in results.values() for figure in result["figures"]]
     missed = [figure["name"] for figure in figures if figure["missed"]]
     failed = [name for name, result in results.items() if "error" in result]
     bars = sum(bool(figure["bar"]) for figure in figures)
     print(f"\n{bars} bars, {len(missed)} missed: {'; '.join(missed) or '-'}")
-    print(f"failed: {', '.join(failed) or '-'}\nresult: {path}")
+    print(f"failed: {', '.join(failed) or '-'}\nresult: {', '.join([str(path), *pictures])}")
     return 1 if failed or (missed and options.strict) else 0
 
 

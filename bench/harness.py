@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from resource import RUSAGE_THREAD, getrusage
 from statistics import median
@@ -91,13 +91,14 @@ class Figure:
 @dataclass
 class Question:
     """Rows to be measured together. `finish` runs after the last round and raises if the subject computed
-    nonsense."""
+    nonsense. `series`: names of columns and tuples of them, over time, to be saved and drawn."""
 
     title: str
     rows: list[Row]
     figures: list[Figure]
     rounds: int
     finish: Callable[[], object] | None = None
+    series: dict[str, tuple[tuple[str, ...], list[tuple[float, ...]]]] = field(default_factory=dict)
 
 
 Setup = Callable[[Env], AbstractContextManager[Question]]

@@ -86,6 +86,14 @@ def question_result(question: Question, samples: Samples) -> dict[str, Any]:
         "title": question.title,
         "rows": [row_result(row, samples) for row in question.rows],
         "figures": [figure_result(figure, samples) for figure in question.figures],
+        **({"series": _rounded(question)} if question.series else {}),
+    }
+
+
+def _rounded(question: Question) -> dict[str, Any]:
+    return {
+        name: {"columns": columns, "values": [[round(x, 3) for x in values] for values in series]}
+        for name, (columns, series) in question.series.items()
     }
 
 

@@ -16,8 +16,8 @@
 
 #include "internal.h"
 
-#define SLACK_SEGMENTS 3u      /* beyond what is live: the open one, one being cleaned, one to come */
-#define PENDING_MOST 3u        /* retired ones that wait for a flush before a cleaner flushes */
+#define SLACK_SEGMENTS 2u      /* beyond what is live: the open one, and one being cleaned */
+#define PENDING_MOST 2u        /* retired ones that wait for a flush before a cleaner flushes */
 #define DEBT_SHARE 8u          /* a writer helps once for an eighth of a segment that it took */
 #define AGING_TURNS 32
 #define VISIT 16u              /* every so many victims the segment that was not looked at for longest is read, and its counter set right */
@@ -81,23 +81,27 @@ static bool worth_cleaning(const mm *m, const survey *v, enum mm_effort effort)
 /* ---- one victim ---------------------------------------------------------------------------------------------------------------------- */
 
 /* The epoch of the claim is left behind by a step of our own: who announces after it has seen the claim. */
+static void take(mm *m, uint64_t n, uint64_t word, bool visit)
+{
+    at_fence_full();
+    m->victim = (mm_victim){ .held = true, .visit = visit, .number = n, .generation = mm_segword_generation(word),
+                             .at = (n << m->segment_shift) + MM_BLOCK, .since = at_add_seq_cst(&m->g->epoch, 1) };
+    mm_epoch_time(m, m->victim.since + 1);
+}
+
 static bool claim(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_SEALED || !mm_segment_step(m, n, &w, MM_SEG_CLAIMED, m->slot_index)) return false;
-    at_fence_full();
-    uint64_t e = at_add_seq_cst(&m->g->epoch, 1);
-    at_store_relaxed(&m->segments[n].since, e);
-    mm_epoch_time(m, e + 1);
-    m->victim = (mm_victim){ .held = true, .number = n, .generation = mm_segword_generation(w), .at = (n << m->segment_shift) + MM_BLOCK };
+    take(m, n, w, false);
     return true;
 }
 
+/* Only to be read: no lease begins in it any more, and those that have ended are written to no more. */
 static void visit(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
-    if (mm_segword_state(w) == MM_SEG_SEALED)
-        m->victim = (mm_victim){ .held = true, .visit = true, .number = n, .generation = mm_segword_generation(w), .at = (n << m->segment_shift) + MM_BLOCK };
+    if (mm_segword_state(w) == MM_SEG_SEALED) take(m, n, w, true);
 }
 
 /* Still ours; a visited one: still there. */
@@ -122,20 +126,25 @@ static void give_up(mm *m, bool full)
 /* The publishes that may not have seen the claim have ended. */
 static bool aged(mm *m)
 {
-    if (m->victim.visit || m->victim.aged) return true;
     for (int turn = 0; turn < AGING_TURNS && !m->victim.aged; turn++) { /* most end in a moment; for those that do not somebody comes back */
         if (turn) mm_os_yield();
         mm_lock(m, MM_HOLD_PUBLISH); /* the dead are reaped */
-        m->victim.aged = mm_oldest_publish(m) > at_load_relaxed(&m->segments[m->victim.number].since);
+        m->victim.aged = mm_oldest_publish(m) > m->victim.since;
         mm_unlock(m, MM_HOLD_PUBLISH);
     }
     return m->victim.aged;
 }
 
+static uint64_t ended(const mm *m, uint64_t at, uint32_t seed)
+{
+    uint64_t epoch;
+    return mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
+}
+
 /* Bytes of the lease at `at` that must be whole: as its header says, or the slot of its owner, who writes to it no more.  0: not known. */
 static uint64_t filled(mm *m, uint64_t at, uint32_t seed)
 {
-    uint64_t epoch, n = mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
+    uint64_t n = ended(m, at, seed);
     for (uint32_t i = 0; !n && i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         const mm_slot *s = &m->slots[i];
         uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
@@ -144,7 +153,7 @@ static uint64_t filled(mm *m, uint64_t at, uint32_t seed)
             n = at_load_acquire(&s->last_fill);
     }
     /* It may have ended just before its slot was looked at. */
-    return n ? n : mm_lease_ended_at(seed, (const mm_lease_header *)(m->log + at), &epoch);
+    return n ? n : ended(m, at, seed);
 }
 
 /* One record: moved with its page, if the page still has it; or counted. */
@@ -166,13 +175,14 @@ static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_resul
 
 static int empty_lease(mm *m, uint64_t at, uint64_t blocks, uint32_t seed, mm_clean_report *c, mm_result *r)
 {
-    uint64_t need = filled(m, at, seed), end = at + blocks * MM_BLOCK, pos = at + sizeof(mm_lease_header), span, word;
+    uint64_t need = m->victim.visit ? ended(m, at, seed) : filled(m, at, seed), pos = at + sizeof(mm_lease_header), span, word;
+    uint64_t end = m->victim.visit ? at + need : at + blocks * MM_BLOCK;
     while ((span = mm_record_whole(m, pos, end, seed, &word)) != 0) {
         int rc = leave(m, pos, span, c, r);
         if (rc) return rc;
         pos += span;
     }
-    return need && pos - at >= need ? MM_OK : m->victim.visit ? MM_OK : mm_corrupt(r, MM_FILE_LOG, pos);
+    return m->victim.visit || (need && pos - at >= need) ? MM_OK : mm_corrupt(r, MM_FILE_LOG, pos);
 }
 
 /* The next lease of the victim, or a block without one. */

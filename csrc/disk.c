@@ -173,7 +173,8 @@ void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset)
     uint64_t torn = draw() % (n / SECTOR + 1), file = inode(fd);
     for (uint64_t k, i = 0; n; b += k, offset += k, n -= k, i++) {
         k = SECTOR - offset % SECTOR < n ? SECTOR - offset % SECTOR : n;
-        uint64_t half = i == torn && k > 8 ? draw() % (k / 8) * 8 : 0;
+        uint64_t words = draw() % 2 ? k / 8 : k / 64 + 1; /* most of what changes stands at the beginning */
+        uint64_t half = i == torn && k > 8 ? draw() % words * 8 : 0;
         if (half) append(MM_DISK_STORE, file, offset, b, half);
         append(MM_DISK_STORE, file, offset + half, b + half, k - half);
     }
@@ -182,6 +183,11 @@ void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset)
 void mm_disk_grew(int fd, uint64_t to)
 {
     if (disk.area) append(MM_DISK_GROW, inode(fd), to, NULL, 0);
+}
+
+void mm_disk_cut(int fd, uint64_t size)
+{
+    if (disk.area) append(MM_DISK_CUT, inode(fd), size, NULL, 0);
 }
 
 /* A sync guarantees what memory held when it began. */

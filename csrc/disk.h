@@ -12,7 +12,7 @@
 enum mm_disk_kind {
     MM_DISK_STORE = 1,      /* the bytes that follow stand at `offset` of `file` (an inode number) */
     MM_DISK_GROW = 2,       /* the file reaches `offset` at least */
-    MM_DISK_CUT = 3,        /* the file ends at `offset` */
+    MM_DISK_CUT = 3,        /* the file ends at `offset` now, and may have been shorter */
     MM_DISK_SYNC_BEGIN = 4, /* of a file, or of the directory; `offset` is 0 */
     MM_DISK_SYNC_END = 5,   /* `offset` is where in the trace its beginning stands */
     MM_DISK_CREATE = 6,     /* the directory has the name that follows, for `file` */
@@ -35,6 +35,7 @@ void mm_disk_map(int fd, void *p, uint64_t n);
 void mm_disk_unmap(void *p);
 void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset);
 void mm_disk_grew(int fd, uint64_t to);
+void mm_disk_cut(int fd, uint64_t size);
 uint64_t mm_disk_sync(int fd, uint64_t begun); /* begun 0: it begins; returns what its end is to be told */
 #define MM_DISK(call) call
 #else

@@ -25,7 +25,7 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
 } mm_lease;
 
 typedef struct mm_victim { /* the segment that this process empties, or visits; guarded by mm.cleaning */
-    uint64_t number, generation, at, live; /* at: address of the next lease; live: counted by a visit */
+    uint64_t number, generation, at, live, since; /* since: epoch of the claim; at: address of the next lease; live: counted by a visit */
     bool held, visit, aged, done;
 } mm_victim;
 

@@ -107,17 +107,18 @@ typedef struct mm_segment_header { /* at the start of each segment; the rest of 
 } mm_segment_header;
 _Static_assert(sizeof(mm_segment_header) == 64 && offsetof(mm_segment_header, uuid) == 48, "segment header is stored");
 
-/* In a sector of its own behind the header: nothing in this generation of the segment is needed any more once `epoch` is durable.  Written before
- * the segment can be used again, so what overwrites it later is never taken for damage. */
+/* In a sector of its own behind the header, one for even generations and one for odd ones: nothing in this generation of the segment is needed any more once `epoch` is durable.  Durable before
+ * the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then, or be on
+ * the disk later than what the next generation says of its own retirement. */
 typedef struct mm_segment_retired {
     uint64_t magic;
-    uint32_t crc;        /* crc32c of the bytes behind it, seeded as records are */
+    uint32_t crc;        /* crc32c of the bytes behind it, seeded with the uuid */
     uint32_t generation;
     uint64_t number;
     uint64_t epoch;      /* loaded when the last of its pages had left */
 } mm_segment_retired;
 #define MM_RETIRED_MAGIC UINT64_C(0x6472747243504D4D) /* "MMPCrtrd" */
-#define MM_RETIRED_OFFSET 512u
+static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 
 typedef struct mm_lease_header {
@@ -286,7 +287,7 @@ typedef struct mm_segment {
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
     at_word written;      /* epoch when its last lease ended that is no slot's any more, or MM_WRITTEN_ALWAYS: CAS-max */
-    at_word since;        /* CLAIMED: epoch of the claim; RETIRED: epoch when its last page had left.  Written by the owner before its CAS */
+    at_word since;        /* RETIRED: epoch when its last page had left and it had said so.  Written by its cleaner before the CAS */
     at_word looked;       /* hint: epoch when a cleaner last read it through */
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");

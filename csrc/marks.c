@@ -140,6 +140,48 @@ int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
     return hidden != UINT64_MAX ? mm_corrupt(r, MM_FILE_MARKS, hidden) : MM_OK;
 }
 
+/* ---- mending ------------------------------------------------------------------------------------------------------------- */
+
+/* A sector that is neither whole nor zero says again what the whole ones beside it say.  Which leases it listed is not known: it lists none.
+ * Beside zeros alone it is of a mark that was never finished, and becomes zeros. */
+static int mend(const mm_config *c, uint32_t slot, uint32_t block)
+{
+    mark_block b;
+    mm_mark k;
+    int e = mm_os_read_at(c->marks, &b, sizeof b, block_offset(slot, block));
+    if (e) return e < 0 ? EIO : e;
+    judge(c, &b, slot, block, &k);
+    for (uint32_t i = 0; !e && i < MM_MARK_SECTORS; i++) {
+        mm_mark_sector *s = &b.sectors[i];
+        if (sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || zero(s, sizeof *s)) continue;
+        memset(s, 0, sizeof *s);
+        if (k.epoch) {
+            *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .epoch = k.epoch, .slot = slot, .place = block * MM_MARK_SECTORS + i,
+                                   .segments = k.segments, .discarded = k.discarded };
+            s->crc = sector_crc(s, c->uuid);
+        }
+        e = mm_os_write_at(c->marks, s, sizeof *s, block_offset(slot, block) + i * sizeof *s);
+    }
+    return e;
+}
+
+/* A loss of power may leave a sector of a mark torn, and its slot may not be used again: it would look like damage for ever, and be one copy
+ * less of what the mark says.  For who recovers, when all is decided; nobody is attached, and mm_mark_newest found no block that hides what it
+ * said.  Cut off or not synced it has changed no epoch. */
+int mm_marks_mend(const mm_config *c, mm_result *r)
+{
+    uint64_t size = mm_os_size(c->marks);
+    if (size > MM_MARKS_SIZE) size = MM_MARKS_SIZE;
+    for (uint64_t at = 0; at < size; at += MM_BLOCK) {
+        uint64_t data = mm_os_data(c->marks, at);
+        if (data >= size) break;
+        at = data / MM_BLOCK * MM_BLOCK;
+        int e = mend(c, (uint32_t)(at / MM_BLOCK / 2), (uint32_t)(at / MM_BLOCK % 2));
+        if (e) return mm_os_failed(r, e);
+    }
+    return MM_OK;
+}
+
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r)
 {
     mm_mark k;

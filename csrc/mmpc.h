@@ -149,6 +149,8 @@ typedef struct mm_snapshot_info {
 } mm_snapshot_info;
 /* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
+/* Sectors of marks that a loss of power has torn are written again; for a recovery, while nobody is attached. */
+int mm_marks_mend(const mm_config *c, mm_result *r);
 /* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and
  * <= limit, the highest version of each page wins.  `snapshot`: a descriptor, and what mm_snapshot_look said of it, after mm_snapshot_check; or -1.
  * Exclusive callers only, after mm_format. */

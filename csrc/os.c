@@ -86,7 +86,14 @@ uint64_t mm_os_hole(int fd, uint64_t from)
     return mm_os_size(fd);
 }
 
-int mm_os_truncate(int fd, uint64_t size) { return ftruncate(fd, (off_t)size) ? errno : 0; }
+int mm_os_truncate(int fd, uint64_t size)
+{
+    MM_DISK(mm_disk_hold());
+    int e = ftruncate(fd, (off_t)size) ? errno : 0;
+    if (!e) MM_DISK(mm_disk_cut(fd, size));
+    MM_DISK(mm_disk_release());
+    return e;
+}
 
 /* Maps pages for writing ahead of the first store; only saves faults. */
 void mm_os_touch(void *p, uint64_t n)

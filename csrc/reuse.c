@@ -18,8 +18,8 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     at_fence_full(); /* the commit words stored for others, and the last look at a head, before the epoch (C9) */
     mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
                              .epoch = at_load_acquire(&m->g->epoch) };
-    t.crc = crc32c_extend(mm_segment_seed(m, s), (const uint8_t *)&t + 12, sizeof t - 12);
-    at_copy(m->log + base + MM_RETIRED_OFFSET, &t, sizeof t);
+    t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
+    at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);
     at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
     at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
@@ -50,7 +50,7 @@ bool mm_viewed(mm *m, uint64_t segment, uint64_t generation)
 
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
 
-#define SPARE_SEGMENTS 2u /* FREE ones that keep their bytes, for who writes next */
+#define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */
 
 /* The first block stays: its header says which generation was retired.  A file system that cannot punch keeps the bytes. */
 static bool punch(mm *m, uint64_t n)

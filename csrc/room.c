@@ -112,6 +112,20 @@ static int64_t data_end(const mm_config *c, uint64_t size, uint8_t *chunk)
     return 0;
 }
 
+/* The end of the lease in which the bytes end: a record may end with zeros, so all of the lease stays.  Without one, the end of the block. */
+static uint64_t end_of_lease(const mm_config *c, uint64_t last, uint64_t size)
+{
+    uint64_t segment = UINT64_C(1) << c->segment_shift, end = (last + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK, begin = (last ? last - 1 : 0) / segment * segment;
+    for (uint64_t at = end; at > begin + MM_BLOCK;) {
+        mm_lease_header h;
+        at -= MM_BLOCK;
+        if (mm_os_read_at(c->log, &h, sizeof h, at) || h.magic != MM_LEASE_MAGIC || h.address != at) continue;
+        uint64_t stop = at + (uint64_t)h.blocks * MM_BLOCK;
+        return stop > begin + segment || stop > size ? size : stop > end ? stop : end;
+    }
+    return end;
+}
+
 /* What was allocated and is still zero at the end of the log goes back to the device: the recovery that follows may need the room.  Exclusive
  * callers only.  What cannot be read is left as it is: whoever needs it is told. */
 int mm_log_trim(const mm_config *c, mm_result *r)
@@ -121,7 +135,7 @@ int mm_log_trim(const mm_config *c, mm_result *r)
     if (!chunk) return mm_os_failed(r, ENOMEM);
     int64_t last = data_end(c, size, chunk);
     free(chunk);
-    uint64_t end = last < 0 ? size : ((uint64_t)last + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
+    uint64_t end = last < 0 ? size : end_of_lease(c, (uint64_t)last, size);
     int e = end < size ? mm_os_truncate(c->log, end) : 0;
     return e ? mm_os_failed(r, e) : MM_OK;
 }

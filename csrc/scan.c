@@ -147,16 +147,38 @@ static bool header_holds(const scan *s, uint64_t n, mm_segment_header *h)
            && memcmp(h->uuid, s->m->config.uuid, sizeof h->uuid) == 0;
 }
 
-/* The epoch at which this generation of the segment was retired, if the state that counts knows of it, or 0. */
-static uint64_t retired_at(const scan *s, uint64_t n, const mm_segment_header *h)
+/* What the segment says of the retirement of an even, or an odd, generation; false: nothing that counts. */
+static bool retirement(scan *s, uint64_t n, uint64_t parity, mm_segment_retired *t)
 {
-    mm_segment_retired t;
-    memcpy(&t, s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, sizeof t);
-    if (t.magic != MM_RETIRED_MAGIC || t.number != n || t.generation != h->generation) return 0;
-    if (t.crc != crc32c_extend(crc32c_word(s->m->uuid_seed, h->salt), (const uint8_t *)&t + 12, sizeof t - 12)) return 0;
-    if (colour_counts(s, t.epoch)) return t.epoch;
+    memcpy(t, s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), sizeof *t);
+    if (t->magic != MM_RETIRED_MAGIC || t->number != n || t->crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)t + 12, sizeof *t - 12)) return false;
+    if (colour_counts(s, t->epoch)) return true;
     s->doubtful[n] = true;
-    return 0;
+    return false;
+}
+
+/* The epoch at which this generation of the segment (0: whichever was the last) was retired, if the state that counts knows of it, or 0. */
+static uint64_t retired_at(scan *s, uint64_t n, uint64_t *generation)
+{
+    uint64_t epoch = 0, wanted = *generation;
+    for (uint64_t parity = 0; parity < 2; parity++) {
+        mm_segment_retired t;
+        if (!retirement(s, n, parity, &t) || (wanted && t.generation != wanted) || t.epoch <= epoch) continue;
+        epoch = t.epoch;
+        *generation = t.generation;
+    }
+    return epoch;
+}
+
+/* A generation that is needed no more.  Its header may have been torn by who was about to use the segment again. */
+static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
+{
+    uint64_t epoch = retired_at(s, n, &generation);
+    if (!epoch) return false;
+    at_store_relaxed(&s->m->segments[n].since, epoch);
+    at_store_relaxed(&s->m->segments[n].word, mm_segword(MM_SEG_RETIRED, generation, MM_SLOTS));
+    s->read[n] = false;
+    return true;
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
@@ -167,6 +189,7 @@ static void adopt_segment(scan *s, uint64_t n)
     mm_segment *e = &m->segments[n];
     uint64_t base = n << m->segment_shift;
     if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
+        if (base + MM_BLOCK <= s->size && adopt_retired(s, n, 0)) return;
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -177,11 +200,8 @@ static void adopt_segment(scan *s, uint64_t n)
     at_store_relaxed(&e->salt, h.salt);
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
-    uint64_t retired = retired_at(s, n, &h);
-    at_store_relaxed(&e->since, retired);
-    at_store_relaxed(&e->word, mm_segword(retired ? MM_SEG_RETIRED : MM_SEG_SEALED, h.generation, MM_SLOTS));
-    s->read[n] = false;
-    if (retired) return;
+    if (adopt_retired(s, n, h.generation)) return;
+    at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
     const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
@@ -343,7 +363,10 @@ static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
     for (uint64_t n = 0; n < s->segments; n++)
-        if (s->doubtful[n]) at_copy(s->m->log + (n << s->m->segment_shift) + MM_RETIRED_OFFSET, &none, sizeof none);
+        for (uint64_t parity = 0; s->doubtful[n] && parity < 2; parity++) {
+            mm_segment_retired t;
+            if (!retirement(s, n, parity, &t)) at_copy(s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), &none, sizeof none);
+        }
 }
 
 /* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */

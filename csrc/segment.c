@@ -29,7 +29,7 @@ static uint64_t next_generation(uint64_t generation)
 {
     uint64_t random = 0;
     if (generation == 0) return mm_os_random(&random, sizeof random) ? 1 : 1 + random % (1u << 20);
-    return generation == 0xFFFFFF ? 1 : generation + 1;
+    return generation == 0xFFFFFF ? 2 : generation + 1; /* even and odd ones take turns */
 }
 
 /* The one place where a segment changes state: from *w, as it was loaded, keeping the generation unless it is being prepared.  False: somebody

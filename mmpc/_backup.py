@@ -40,7 +40,7 @@ from ._layout import (
     SEGMENT_HEADER,
     crc,
 )
-from ._log import Lease, Segment, lease_at, segment_at
+from ._log import Lease, Segment, lease_at, retirements, segment_at
 from ._native import ffi, lib
 
 TYPE_CHECKING = False
@@ -255,12 +255,14 @@ class _Copy:
             self._leases(segment)
 
     def _gone(self, segment: Segment) -> bool:
-        """Retired in a state that is in the cut: a recovery does not look into it, and it may be used again."""
+        """Retired in the state of the cut: a recovery does not look into it, and it may be used again."""
         discarded = any(lo < segment.retired <= hi for lo, hi in self.config.discards)
         return 0 < segment.retired <= self.marks.durable and not discarded
 
     def _header(self, number: int, state: int) -> Segment | None:
-        """Copies the first block, once the header in it is whole: somebody may be writing it."""
+        """Copies the first block, once the header in it is whole: somebody may be writing it. If he died in the middle,
+        what the segment says of its retirement tells.
+        """
         base, segment, data = number << self.config.shift, None, bytearray()
         for _ in range(1 if state == _EXTENT else 200):
             data = bytearray(os.pread(self.source, BLOCK, base))
@@ -270,8 +272,9 @@ class _Copy:
             time.sleep(0.001)
         if segment is None:
             if state != _EXTENT and any(data):
-                self._put(data, base)  # as damaged as it is
-            return None
+                self._put(data, base)  # as it is
+            retired = [s for s in retirements(bytes(data), number, self.config.uuid) if self._gone(s)]
+            return max(retired, key=lambda s: s.retired, default=None)
         if segment.stable > self.marks.durable:
             data[40:48] = self.marks.durable.to_bytes(8, "little")
             data[8:12] = crc(bytes(data[12 : SEGMENT_HEADER.size])).to_bytes(4, "little")

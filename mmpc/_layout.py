@@ -29,9 +29,10 @@ CONFIG_MAGIC = b"MMPCconf"
 
 SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
 SEGMENT_MAGIC = b"\0MMPCseg"
-SEGMENT_RETIRED = Struct("<8sIIQQ")  # magic, crc, generation, number, epoch; at RETIRED_AT of a segment
+# magic, crc, generation, number, epoch; at one of RETIRED_AT of a segment, for even and odd generations
+SEGMENT_RETIRED = Struct("<8sIIQQ")
 RETIRED_MAGIC = b"MMPCrtrd"
-RETIRED_AT = 512
+RETIRED_AT = (512, 1024)
 # crc, magic, address, blocks, generation, previous, filled, previous_generation, stable; then end, end_epoch
 LEASE_HEADER = Struct("<IIQIIQIIQQQ")
 LEASE_SUMMED = 48

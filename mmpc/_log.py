@@ -145,28 +145,33 @@ def segment_at(data: bytes, number: int, uuid: bytes) -> Segment | None:
     magic, sum_, generation, own, salt, epoch, stable, owner = SEGMENT_HEADER.unpack_from(data)
     if magic != SEGMENT_MAGIC or own != number or owner != uuid or sum_ != crc(data[12 : SEGMENT_HEADER.size]):
         return None
-    seed = crc_word(salt, crc(uuid))
-    return Segment(number, generation, salt, epoch, stable, seed, _retired_at(data, number, generation, seed))
+    when = max((r.retired for r in retirements(data, number, uuid) if r.generation == generation), default=0)
+    return Segment(number, generation, salt, epoch, stable, crc_word(salt, crc(uuid)), when)
 
 
-def _retired_at(data: bytes, number: int, generation: int, seed: int) -> int:
-    """The epoch at which this generation of the segment was retired, or 0."""
-    if len(data) < RETIRED_AT + SEGMENT_RETIRED.size:
-        return 0
-    magic, sum_, of, own, epoch = SEGMENT_RETIRED.unpack_from(data, RETIRED_AT)
-    if magic != RETIRED_MAGIC or of != generation or own != number:
-        return 0
-    if sum_ != crc(data[RETIRED_AT + 12 : RETIRED_AT + SEGMENT_RETIRED.size], seed):
-        return 0
-    return int(epoch)
+def retirements(data: bytes, number: int, uuid: bytes) -> list[Segment]:
+    """What a segment says of the retirement of its generations, which holds also while its header is written anew."""
+    found = []
+    for at in RETIRED_AT:
+        part = data[at : at + SEGMENT_RETIRED.size]
+        if len(part) < SEGMENT_RETIRED.size:
+            continue
+        magic, sum_, generation, own, epoch = SEGMENT_RETIRED.unpack(part)
+        if magic == RETIRED_MAGIC and own == number and sum_ == crc(part[12:], crc(uuid)):
+            found.append(Segment(number, generation, 0, 0, 0, 0, epoch))
+    return found
 
 
 class Log:
     """Everything that is whole in the log, in order of address.
 
-    `newest` and `newest_durable` give for each page the index of the newest record that counts: committed, its group
-    complete, its colour in none of the discards; and not above `durable` for the second. A lease counts that holds a
-    record that counts with a colour up to `limit`: of the records that a recovery would take.
+    A record counts that a recovery would take: committed, its group complete, its colour in none of the discards and
+    not above `limit`. Above `limit` a loss of power leaves what it likes: a commit word whose group is not there, a
+    record whose predecessor is not. `newest` and `newest_durable` give for each page the index of the newest record
+    that counts; not above `durable` for the second. A lease counts that holds a record that counts.
+
+    `broken`: segments whose header is neither whole nor zero. That is damage only where something must be there, as
+    `missed` says: else it is the header of a segment that was being opened, and what recovers calls the segment free.
     """
 
     def __init__(
@@ -188,6 +193,9 @@ class Log:
         self.newest: dict[int, int] = {}
         self.newest_durable: dict[int, int] = {}
         self.committed = self.bytes = self.discarded = self.max_colour = 0
+        self.allocated = False  # there is a page that a finished store made, durable or not
+        self.broken: set[int] = set()
+        self.missed: set[int] = set()  # segments without a header of which something was asked for
         self._late: dict[int, Record | None] = {}
 
     # ---- reading
@@ -218,12 +226,12 @@ class Log:
         base = number << self.shift
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
-        segment = segment_at(head, number, self.uuid)
+        segment = self._segment(head, number)
         if segment is None:
             if any(head[: SEGMENT_HEADER.size]):
-                self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
+                self.broken.add(number)
             return
-        if any(head[SEGMENT_HEADER.size : RETIRED_AT]) or any(head[RETIRED_AT + SEGMENT_RETIRED.size :]):
+        if any(head[SEGMENT_HEADER.size : RETIRED_AT[0]]) or any(head[RETIRED_AT[1] + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         self.segments[number] = segment
         if self.gone(segment):
@@ -265,7 +273,8 @@ class Log:
             else:
                 standing = COMMITTED if commit else SCRATCH
                 if commit and shape >> 56 > (inner if page == inner_page else 0):
-                    self.findings.damage("log", base + at, f"a group lacks some of its {shape >> 56} records", page)
+                    if self.counts(colour_of(page_colour, prev_colour)):
+                        self.findings.damage("log", base + at, f"a group lacks some of its {shape >> 56} records", page)
                     standing = SCRATCH
                 inner, inner_page = 0, -1
             self.addresses.append(base + at)
@@ -284,33 +293,45 @@ class Log:
         self.committed += 1
         if colour > self.max_colour:
             self.max_colour = colour
-        for lo, hi in self.discards:
-            if lo < colour <= hi:
-                self.discarded += 1
-                return
+        if self._discarded(colour):
+            self.discarded += 1
+            return
+        self.allocated = self.allocated or page >= 2
+        if colour > self.limit:
+            return
+        lease.counts = True
         before = self.newest.get(page)
         if before is None or self.versions[before] < version:
             self.newest[page] = index
         elif self.versions[before] == version:
             self.findings.damage("log", self.addresses[index], "two committed records have the same version", page)
-        if colour <= self.limit:
-            lease.counts = True
         if colour <= self.durable:
             before = self.newest_durable.get(page)
             if before is None or self.versions[before] < version:
                 self.newest_durable[page] = index
 
+    def _discarded(self, colour: int) -> bool:
+        return any(lo < colour <= hi for lo, hi in self.discards) if self.discards else False
+
+    def counts(self, colour: int) -> bool:
+        """Whether a recovery takes the committed records of this colour."""
+        return colour <= self.limit and not self._discarded(colour)
+
     def gone(self, segment: Segment) -> bool:
         """It was retired in a state that counts: nothing in it is needed, and it may be overwritten."""
-        return segment.retired > 0 and self.counted(segment.retired)
-
-    def counted(self, epoch: int) -> bool:
-        """Whether what was said at an epoch belongs to the state that counts."""
-        return epoch <= self.limit and not any(lo < epoch <= hi for lo, hi in self.discards)
+        return segment.retired > 0 and self.counts(segment.retired)
 
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
-        return segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        return self._segment(self.read(number << self.shift, BLOCK), number)
+
+    def _segment(self, head: bytes, number: int) -> Segment | None:
+        """By its header, or, where that was torn by who was about to use it again, by its retirement."""
+        segment = segment_at(head, number, self.uuid)
+        if segment is None:
+            retired = [s for s in retirements(head, number, self.uuid) if self.gone(s)]
+            return max(retired, key=lambda s: s.retired, default=None)
+        return segment
 
     # ---- looking up
 
@@ -339,9 +360,21 @@ class Log:
             self._late[address] = self._look(address)
         return self._late[address]
 
+    def segment(self, number: int) -> Segment | None:
+        """A segment of which something must be there; its header is read again if it did not hold before."""
+        found = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        if found is None:
+            self.missed.add(number)
+        return found
+
+    def judge_headers(self) -> None:
+        """At the end: a header that does not hold, of a segment of which something must be there, is damage."""
+        for number in sorted(self.broken & self.missed):
+            base = number << self.shift
+            self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
+
     def _look(self, address: int) -> Record | None:
-        number = address >> self.shift
-        segment = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        segment = self.segment(address >> self.shift)
         inside = address & (1 << self.shift) - 1
         if segment is None or inside < BLOCK + LEASE_HEADER.size or address % 8:
             return None
@@ -361,7 +394,7 @@ class Log:
     def refresh(self, address: int) -> Lease | None:
         """The lease at an address as it is now: its end may have moved since it was read."""
         number = address >> self.shift
-        segment = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        segment = self.segment(number)
         room = ((number + 1) << self.shift) - address
         if segment is None or address % BLOCK or room < BLOCK:
             return None

@@ -122,14 +122,14 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
                 fds[name] = _files.open_file(os.path.join(where, name))
             except FileNotFoundError:
                 continue
-        findings = Findings()
-        control = read_control(fds, config.uuid, _files.boot_id(), findings)
-        if findings.damaged and not control.of_this_boot:
-            problem = next(p for p in findings.problems if p.file == "control")
-            raise errors.CorruptionError(str(problem), file="control", offset=problem.offset)
-        if not control.of_this_boot or "lock" not in fds:
+        if "lock" not in fds:
             return []
-        return held(fds["control"], fds["lock"], config.segment_shift)
+        if read_control(fds, config.uuid, _files.boot_id(), Findings()).of_this_boot:
+            return held(fds["control"], fds["lock"], config.segment_shift)
+        if _locked(fds["lock"], 0, SLOTS):
+            said = f"{where!r} is open, and 'control' does not say by whom: it is damaged, or was replaced"
+            raise errors.CorruptionError(said, file="control", offset=0)
+        return []
     finally:
         for fd in fds.values():
             os.close(fd)
@@ -165,9 +165,9 @@ def _whole(data: bytes, size: int) -> bytes:
     return data[: len(data) // size * size]
 
 
-def _locked(lock: int, slot: int) -> bool:
-    """Whether somebody holds the byte of the slot."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+def _locked(lock: int, slot: int, slots: int = 1) -> bool:
+    """Whether somebody holds the byte of the slot, or of one of several."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, slots, 0)
     try:
         answer = fcntl.fcntl(lock, fcntl.F_OFD_GETLK, asked)
     except OSError:

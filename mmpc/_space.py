@@ -46,10 +46,9 @@ class Cleaned:
         return found | {"ok": not damage, "damage": damage}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.path}: the log takes {self.after / 1e6:.1f} MB, {self.before / 1e6:.1f} MB before; "
-            f"{self.emptied} segments emptied, {self.moved / 1e6:.1f} MB moved; {self.seconds:.1f} s"
-        ]
+        size = f"the log takes {self.after / 1e6:.1f} MB, {self.before / 1e6:.1f} MB before"
+        work = f"{self.emptied} segments emptied, {self.moved / 1e6:.1f} MB moved; {self.seconds:.1f} s"
+        lines = [f"{self.path}: {size}; {work}"]
         if self.retired:
             lines.append(f"{self.retired} more wait for readers: python -m mmpc readers {self.path}")
         if self.waiting:

@@ -290,6 +290,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
             found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only)
             epoch = found.rebuild()
             _snapshot.keep_only(options.path, found.used)
+            must(lib.mm_marks_mend(c, r), r)
             must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
             must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
             for name in _files.VOLATILE:

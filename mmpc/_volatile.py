@@ -39,19 +39,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_BOOT = slice(40, 104)  # of the identity
 TORN = "the next open makes `control` and `table` again from the log; what was not flushed may be lost"
 
 
 class Control:
     """The identity in `control`, judged: `of_this_boot` means that control and log are those that running processes
-    use, or used; `table_counts` that the table is, too.
+    use, or used; `known` that the words behind it are where this layout has them, too; `table_counts` that the table is
+    of them as well. `failed`: a sync has failed, so only what is durable counts, and the rest may be lost already.
     """
 
-    __slots__ = ("fds", "of_this_boot", "of_this_store", "open_id", "table_counts")
+    __slots__ = ("failed", "fds", "known", "of_this_boot", "of_this_store", "open_id", "table_counts")
 
     def __init__(self, fds: dict[str, int]) -> None:
         self.fds = fds
-        self.of_this_boot = self.of_this_store = self.table_counts = False
+        self.failed = self.known = self.of_this_boot = self.of_this_store = self.table_counts = False
         self.open_id = b""
 
     def word(self, name: str) -> int:
@@ -67,19 +69,29 @@ def read_control(fds: dict[str, int], uuid: bytes, boot: bytes, findings: Findin
         return control
     data = os.pread(fds["control"], IDENTITY_SIZE, 0)
     if len(data) < IDENTITY_SIZE:
-        findings.damage("control", len(data), f"is cut short: {TORN}")
+        findings.warn("control", len(data), f"is cut short: {TORN}")
         return control
     magic, sum_, version, _print, owner, boot_id, control.open_id, *identities = IDENTITY.unpack_from(data)
-    control.of_this_store = owner == uuid and sum_ == crc(data[12:])
+    holds = sum_ == crc(data[12:]) and any(data[12:])  # of nothing but zeros the checksum is 0
+    control.of_this_store = owner == uuid and holds
+    say = findings.damage if (holds and owner != uuid) or _is_of(data, boot) else findings.warn
     if magic not in (CONTROL_MAGIC, CONTROL_REPLACED):
-        findings.damage("control", 0, f"the identity has no magic number: {TORN}")
-    elif sum_ != crc(data[12:]):
-        findings.damage("control", 8, f"the checksum of the identity is wrong: {TORN}")
+        say("control", 0, f"the identity has no magic number: {TORN}")
+    elif not holds:
+        say("control", 8, f"the checksum of the identity is wrong: {TORN}")
     elif owner != uuid:
-        findings.damage("control", 24, f"belongs to another store: {TORN}")
+        say("control", 24, f"belongs to another store: {TORN}")
     elif boot_id == boot:
         _compare_files(control, magic, version, identities, findings)
     return control
+
+
+def _is_of(data: bytes, boot: bytes) -> bool:
+    """Whether an identity, also one that is damaged, is of this boot. `control` is synced by nobody, so a loss of power
+    leaves any of its sectors, or none: an identity of another boot, or that says of which no more, need not hold.
+    """
+    there, sum_ = data[_BOOT], int.from_bytes(data[8:12], "little")
+    return there == boot or sum_ == crc(data[12 : _BOOT.start] + boot + data[_BOOT.stop :])
 
 
 def _compare_files(control: Control, magic: bytes, version: int, identities: list[int], findings: Findings) -> None:
@@ -91,11 +103,13 @@ def _compare_files(control: Control, magic: bytes, version: int, identities: lis
         else:
             findings.warn(name, 0, "is missing; the next open makes it again")
     control.of_this_boot = "control" not in strange and "log" not in strange
+    control.known = control.of_this_boot and version == LAYOUT_VERSION
+    if control.known and control.word("failed"):
+        control.failed = True
+        findings.warn("control", CONTROL_GLOBALS + GLOBALS["failed"], "a sync has failed: close the store everywhere")
     if magic == CONTROL_REPLACED:
         findings.warn("control", 0, "a recovery was cut off; the next open does it again")
-    control.table_counts = (
-        control.of_this_boot and not strange and magic == CONTROL_MAGIC and version == LAYOUT_VERSION
-    )
+    control.table_counts = control.known and not control.failed and not strange and magic == CONTROL_MAGIC
 
 
 def _same(fd: int | None, identity: tuple[int, ...]) -> bool:
@@ -126,8 +140,6 @@ def judge_control(control: Control, log: Log, durable: Callable[[], int], findin
             CONTROL_GLOBALS + GLOBALS["epoch"],
             f"epoch {epoch} does not fit: durable {newest}, newest LSN {dirty}, newest colour {log.max_colour}",
         )
-    if control.word("failed"):
-        findings.warn("control", CONTROL_GLOBALS + GLOBALS["failed"], "a sync has failed: close the store everywhere")
     for name, file, unit, offset in (("log_size", "log", 1, 0), ("table_pages", "table", 8, WORDS_OFFSET)):
         published, size = control.word(name), os.fstat(control.fds[file]).st_size
         if published * unit + offset > size:
@@ -161,8 +173,20 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
             continue
         if state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
             findings.damage("control", place, f"the entry of segment {number} does not fit its header")
-        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number) and not _gone_now(log, number):
+        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number):
+            if _gone_now(log, number):
+                continue
             findings.damage("control", place, f"segment {number} is said to be in state {state}, but holds data")
+
+
+def ask_for_headers(control: Control, log: Log) -> None:
+    """A segment in use has a whole header, whatever it holds; one that is prepared, or was when its owner died, may
+    have part of one.
+    """
+    for number in sorted(log.broken):
+        entry = os.pread(control.fds["control"], 8, CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE)
+        if int.from_bytes(entry, "little") & 15 in IN_USE:
+            log.segment(number)
 
 
 def _holds_leases(log: Log, number: int) -> bool:

@@ -90,7 +90,7 @@ def _check_cleanup(threshold: object, skew: object) -> tuple[int, int]:
     if not 0.01 <= threshold <= 0.99:
         raise ValueError(f"segment_cleanup_threshold must be from 0.01 to 0.99, not {threshold}")
     _check_int("segment_cleanup_skew", skew, 0, 98)
-    return round(threshold * 100), int(skew)  # type: ignore[call-overload, no-any-return]
+    return round(threshold * 100), int(skew)  # type: ignore[call-overload]
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -298,14 +298,15 @@ class PageCache(Verbs[T]):
     ) -> _backup.Backup:
         """Copies the store into the directory `dest`, which is empty or does not exist, while everybody goes on.
 
-        The copy is a store of its own (with the uuid of this one, which seeds its checksums). It holds all that returned
-        before, and of what is written meanwhile a closed part: what somebody saw is never missing where what he wrote on
-        it is there. An ordinary `open` recovers it. It is durable on return; cut off before, `dest` is no store. `dest` may
-        lie on any file system, the copy can be opened on a local one. A `read_only` handle can make one too. Flushes.
+        The copy is a store of its own (with the uuid of this one, which seeds its checksums). It holds all that
+        returned before, and of what is written meanwhile a closed part: what somebody saw is never missing where what
+        he wrote on it is there. An ordinary `open` recovers it. It is durable on return; cut off before, `dest` is no
+        store. `dest` may lie on any file system; the copy can be opened on a local one. A `read_only` handle can make
+        one too. Flushes.
 
         `progress(done, total)` is called now and then with bytes. Errors: IncompatibleStore (`dest` holds something),
-        ValueError (it is the store, or in it), DiskFullError (`dest` is as it was), CorruptionError, StoreFailed, StoreBusy
-        (somebody else makes a backup there).
+        ValueError (it is the store, or in it), DiskFullError (`dest` is as it was), CorruptionError, StoreFailed,
+        StoreBusy (somebody else makes a backup there).
         """
         self._here()
         where = os.path.abspath(os.fsdecode(dest))
@@ -314,8 +315,8 @@ class PageCache(Verbs[T]):
     # ---- space
 
     def attempt_gc(self) -> bool:
-        """Empties about one segment, if one is worth it (see `open`), and gives back what is free.  Writers do as much by
-        themselves while the log is too large; this is for quiet times.  True: something was done.
+        """Empties about one segment, if one is worth it (see `open`), and gives back what is free.  True: it did.
+        Writers do as much by themselves while the log is too large; this is for quiet times.
 
         Nothing that anybody reads changes, and nobody waits. Flushes if space waits for it.  Errors: CorruptionError (a
         segment holds damage, and is left as it is), StoreFailed, DiskFullError.

@@ -255,7 +255,7 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
-        limit = _EVERY_TIME if control.of_this_boot else self.marks.durable
+        limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
         self._required(log)
@@ -263,6 +263,7 @@ class Check:
         self._lost_marks(log)
         self._heads_of_snapshots(log)
         self._volatile(control, log)
+        log.judge_headers()
 
     def _tell(self, done: int) -> None:
         if self.progress is not None and self.log is not None:
@@ -288,10 +289,11 @@ class Check:
     def _required(self, log: Log) -> None:
         """Below the fills of the newest mark, and in the leases before one that is required or counts."""
         for address, fill, generation in self.marks.leases:
-            if self._require(log, address, generation, fill, "the newest mark"):
+            used_again = self._used_again(log, address >> log.shift, generation)
+            if not used_again and self._require(log, address, generation, fill, "the newest mark"):
                 self._backwards(log, address)
         for address, lease in log.leases.items():
-            if lease.ended > lease.end - address and log.counted(lease.ended_epoch):
+            if lease.ended > lease.end - address and log.counts(lease.ended_epoch):
                 self.findings.damage("log", lease.end, "a damaged record in a lease that was used beyond it")
         for address in [a for a, lease in log.leases.items() if lease.counts]:
             self._backwards(log, address)
@@ -302,19 +304,26 @@ class Check:
         lease = log.leases.get(address)
         while lease is not None and lease.previous and not lease.followed:
             lease.followed = True
-            if lease.previous >= log.size:
-                return  # given back when the log was made shorter
+            number = lease.previous >> log.shift
+            if number > max(log.segments, default=0):
+                return  # given back when the log was made shorter: which segments were in use a mark says
+            if self._used_again(log, number, lease.previous_generation):
+                return
             who = f"the lease at {lease.address}"
             if not self._require(log, lease.previous, lease.previous_generation, lease.filled, who):
                 return
             lease = log.leases.get(lease.previous)
 
+    @staticmethod
+    def _used_again(log: Log, number: int, generation: int) -> bool:
+        segment = log.segment_now(number)
+        return segment is not None and (segment.generation != generation or log.gone(segment))
+
     def _require(self, log: Log, address: int, generation: int, fill: int, who: str) -> bool:
-        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a segment
-        that was retired, or is used again, nothing is needed.
+        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a
+        segment that was retired, or is used again, nothing is needed.
         """
-        segment = log.segment_now(address >> log.shift)
-        if segment is not None and (segment.generation != generation or log.gone(segment)):
+        if self._used_again(log, address >> log.shift, generation):
             return True
         lease = log.leases.get(address)
         if lease is None or lease.end - address < fill:
@@ -341,33 +350,29 @@ class Check:
                 said = f"epoch {epoch} was durable, says {who}; the newest mark says {durable}"
                 self.findings.damage("marks", 0, said)
                 return
-        if durable == 0 and log.committed > 2 and "marks" in self.files.fds:
+        if durable == 0 and log.allocated and "marks" in self.files.fds:  # a creation ends with the first one
             self.findings.damage("marks", 0, "there is no mark")
 
     # ---- pages
 
     def _chains(self, log: Log) -> None:
-        """The newest version of each page, as it is and as a power loss would leave it. After one, and in a copy, what lies
-        above the mark counts no more, and what it continues need not be there.
-        """
+        """The newest version of each page that counts, as it is and as a power loss would leave it."""
         for page, index in log.newest.items():
-            if self.same_boot:
-                log.judge_chain(log.record(index))
+            log.judge_chain(log.record(index))
             durable = log.newest_durable.get(page)
-            if durable is not None and not (self.same_boot and durable == index):
+            if durable is not None and durable != index:
                 log.judge_chain(log.record(durable))
 
     def _heads_of_snapshots(self, log: Log) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
-            if snapshot.log_size > log.size:
-                self.findings.warn("log", log.size, f"{snapshot.name} was made when it had {snapshot.log_size} bytes")
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
                 if number >= len(snapshot.entries):
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
                 elif segment is None:
+                    log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
                 elif segment.generation == snapshot.entries[number] >> 32 and not log.gone(segment):
                     record = log.find(address)
@@ -377,6 +382,8 @@ class Check:
                         log.judge_chain(record)
 
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
+        if control.known and not control.failed:
+            _volatile.ask_for_headers(control, log)
         if not control.of_this_boot:
             if control.of_this_store:
                 stable, epoch = control.word("stable"), control.word("epoch")

@@ -171,11 +171,21 @@ def test_bytes_that_cannot_be(open_store: Open, path: str) -> None:
             assert not reader.alive
             assert str(reader)
     with open(name, "r+b") as f:
-        f.write(b"\0" * 512)
-    with pytest.raises(mmpc.CorruptionError):
-        mmpc.readers(path)
-    with open(name, "r+b") as f:
         f.write(sound)
+    with mmpc.open(path, mmpc.Append()):
+        with open(name, "r+b") as f:
+            sound = f.read(512)
+            f.seek(0)
+            f.write(b"\0" * 512)
+        with pytest.raises(mmpc.CorruptionError, match="by whom"):
+            mmpc.readers(path)
+        with open(name, "r+b") as f:
+            f.write(sound)
+    with open(name, "r+b") as f:
+        f.write(b"\0" * 512)
+    assert mmpc.readers(path) == []
+    os.unlink(name)
+    assert mmpc.readers(path) == []
 
 
 def test_the_command(open_store: Open, path: str) -> None:

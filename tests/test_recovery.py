@@ -648,6 +648,22 @@ def crc(data: bytes, start: int = 0) -> int:
     return start
 
 
+@pytest.mark.parametrize("size", [30_000, 100_000])
+def test_a_value_of_zeros_at_the_end_of_the_log(memory: str, children: Children, size: int) -> None:
+    """What was allocated and is zero goes back to the device before a recovery: not what a record ends with."""
+    path = os.path.join(memory, "store")
+
+    def write() -> None:
+        pc = mmpc.open(path, mmpc.LastWriteWins(), create=True)
+        pc.allocate(bytes(size))
+        pc.flush()
+        os._exit(0)
+
+    children.start(write).wait()
+    with mmpc.open(loss.copy(path, path + "-copy"), mmpc.LastWriteWins()) as pc:
+        assert pc.get(2).unwrap() == bytes(size)
+
+
 def forge_mark(path: str, leases: list[tuple[int, int]]) -> None:
     """Rewrites the newest mark to list these leases."""
     data, uuid = bytearray(loss.get(path, "marks")), loss.get(path, "config")[48:64]

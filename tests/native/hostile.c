@@ -160,6 +160,7 @@ static void rebuild_and_use(const store *s)
     mm_config c = open_files(s, 0);
     known(mm_marks_newest(&c, &epoch, &r), "mm_marks_newest");
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
+    known(mm_marks_mend(&c, &r), "mm_marks_mend");
     int rc = mm_rebuild(&c, UINT64_MAX, NULL, 0, -1, NULL, &report, &r);
     known(rc, "mm_rebuild");
     if (!rc) known(mm_set_epoch(&c, report.max_colour + 1, epoch, &r), "mm_set_epoch");

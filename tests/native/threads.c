@@ -99,6 +99,7 @@ static void step(worker *w)
 {
     mm_result r;
     mm_stats stats;
+    mm_clean_report report;
     uint64_t pid = pages[next_random(&w->random) % PAGES], advanced, triples[3 * 64], reaped;
     uint64_t add = next_random(&w->random) % 100;
     uint8_t payload[9];
@@ -125,6 +126,10 @@ static void step(worker *w)
     case 4: own_page(w, &r); return;
     case 5: pinned(w, pid, &r); return;
     case 6: MUST(mm_chain(w->m, pid, triples, 64, &r) == MM_OK && r.count, "mm_chain"); return;
+    case 8:
+        if (add < 50) MUST(mm_clean(w->m, MM_EFFORT_ALL, 1 << 16, &report, &r) == MM_OK, "mm_clean");
+        else MUST(mm_rewrite_page(w->m, pid, &r) == MM_OK, "mm_rewrite_page");
+        return;
     case 7:
         if (add < 10) MUST(mm_flush(w->m, 0, &advanced, &r) == MM_OK, "mm_flush");
         else if (add == 10) snapshot(w, &r);

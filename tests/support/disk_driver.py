@@ -1,8 +1,9 @@
 """Records a scenario with the disk build, draws images of the disk from its trace, and judges each.
 
-    python -P -m support.disk_driver SCENARIO DIRECTORY IMAGES SEED
+    python -P -m support.disk_driver SCENARIO DIRECTORY IMAGES SEED [core]
 
-DIRECTORY should lie in memory: no power is lost but the one that is computed.  Prints one line of JSON.  SEED draws
+DIRECTORY should lie in memory: no power is lost but the one that is computed.  `core`: only what the core makes of an
+image is judged, mmpc.verify is not asked.  Prints one line of JSON.  SEED draws
 the work and the images; how the processes interleave is the machine's, so a run is not repeated to the letter.
 """
 
@@ -59,16 +60,17 @@ class Life:
         self.focus = self.live + 40 if start.names else 0  # a recovery is more than other events of its kind
         shutil.rmtree(path)
 
-    def judge(self, path: str, seed: str) -> Judge:
-        return Judge(self.disk, self.history, self.created, self.focus, path, seed)
+    def judge(self, path: str, seed: str, verifies: bool) -> Judge:
+        return Judge(self.disk, self.history, self.created, self.focus, path, seed, verifies)
 
 
 class Driver:
-    def __init__(self, scenario: Scenario, directory: str, images: int, seed: str) -> None:
+    def __init__(self, scenario: Scenario, directory: str, images: int, seed: str, verifies: bool) -> None:
         self.scenario, self.directory, self.images, self.seed = scenario, directory, images, seed
+        self.verifies = verifies
         self.failures: list[str] = []
         self.points: set[tuple[int, int, int]] = set()
-        self.judged = self.lost = self.opening = self.events = self.operations = self.rounds = 0
+        self.judged = self.lost = self.verified = self.opening = self.events = self.operations = self.rounds = 0
 
     def run(self) -> None:
         while self.judged < self.images and not self.failures:
@@ -89,7 +91,7 @@ class Driver:
             self.operations += life.history.operations
             last = number == len(lives) - 1
             share = images if len(lives) == 1 else images // 2 // (1 if last else len(lives) - 1)
-            self.judge(life, share, number)
+            self.judge(life, max(1, share), number)  # else the last few would never be drawn
             if not last and not self.failures:
                 start, known = self.crash(life, rng, number)
 
@@ -97,19 +99,21 @@ class Driver:
         with Children() as children:
             workers = [children.start(self.work, life, images, number, i) for i in range(WORKERS)]
             for worker in workers:
-                judged, lost, points, failures = worker.result(600.0)
+                judged, lost, verified, points, failures = worker.result(600.0)
                 self.judged += judged
                 self.lost += lost
+                self.verified += verified
                 self.points |= {(self.rounds, number, point) for point in points}
                 self.opening += sum(point <= life.live for point in points)
                 self.failures += failures
 
-    def work(self, life: Life, images: int, number: int, i: int) -> tuple[int, int, set[int], list[str]]:
+    def work(self, life: Life, images: int, number: int, i: int) -> tuple[int, int, int, set[int], list[str]]:
         """In a child: every WORKERS-th image."""
         name = f"{self.scenario.name}-{self.rounds}-{number}"
         path = os.path.join(self.directory, f"image-{name}-{i}")
-        judge = life.judge(path, f"{self.seed} {name}").run(range(i, images, WORKERS))
-        return judge.images, judge.lost, judge.points, [f"{name}: {text}" for text in judge.failures]
+        judge = life.judge(path, f"{self.seed} {name}", self.verifies).run(range(i, images, WORKERS))
+        failures = [f"{name}: {text}" for text in judge.failures]
+        return judge.images, judge.lost, judge.verified, judge.points, failures
 
     def crash(self, life: Life, rng: random.Random, number: int) -> tuple[Files, tuple[State, dict[int, Value]]]:
         """The end of a life that is not the last: an image, and what comes back of it."""
@@ -118,19 +122,20 @@ class Driver:
         at, _bias, image = draw(life.disk, rng, points)
         path = os.path.join(self.directory, f"crash-{self.rounds}-{number}")
         try:
-            return image, life.judge(path, "").judge(at, image, rng)
+            return image, life.judge(path, "", self.verifies).judge(at, image, rng)
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def main(name: str, directory: str, images: str, seed: str) -> None:
+def main(name: str, directory: str, images: str, seed: str, judges: str = "both") -> None:
     begun = time.monotonic()
     scenario = next(s for s in SCENARIOS if s.name == name)
-    driver = Driver(scenario, directory, int(images), seed)
+    driver = Driver(scenario, directory, int(images), seed, judges != "core")
     driver.run()
     answer = {
         "images": driver.judged,
         "lossy": driver.lost,
+        "verified": driver.verified,
         "points": len(driver.points),
         "opening": driver.opening,
         "events": driver.events,

@@ -49,15 +49,19 @@ def observe(pc: Any) -> tuple[State, dict[int, Value]]:
 
 class Judge:
     """Judges images of one life; `created`: the event after which the store must be there; crash points often lie
-    before `focus`.
+    before `focus`.  Two judges by two code paths: what the core makes of an image, and what mmpc.verify says of its
+    bytes, before anybody has opened it and after; the second only if `verifies`.
     """
 
-    def __init__(self, disk: Disk, history: History, created: int, focus: int, path: str, seed: str) -> None:
+    def __init__(
+        self, disk: Disk, history: History, created: int, focus: int, path: str, seed: str, verifies: bool
+    ) -> None:
+        self.verifies = verifies
         self.disk, self.history, self.created, self.focus = disk, history, created, focus
         self.path, self.seed = path, seed
         self.failures: list[str] = []
         self.points: set[int] = set()
-        self.images = self.lost = 0
+        self.images = self.lost = self.verified = 0
 
     def run(self, numbers: range) -> Judge:
         for number in numbers:
@@ -88,11 +92,14 @@ class Judge:
         """What came back; Wrong, or what mmpc raised, when it may not be so."""
         image.write(self.path)
         next_boot()
+        if "config" in image.names:
+            self.verify("before it is opened", raw=True)
         pc = open_store(self.path, create=crash <= self.created)
         state, values = observe(pc)
         self.history.judge(crash, state, values)
         self.lost += any(max(v) > state.get(pid, 0) for pid, v in self.history.pages.items())
         pc._check()
+        self.verify("after its recovery")
         pc.close()
         if rng.random() < 0.2:
             self.again("in the same boot", state, values)
@@ -102,7 +109,16 @@ class Judge:
         pc.close()
         next_boot()
         self.again("after new operations", None, expected)
+        self.verify("after new operations")
         return state, values
+
+    def verify(self, when: str, raw: bool = False) -> None:
+        """An image is not damaged, though the power may have torn what nobody synced; what came back has no flaw."""
+        if not self.verifies:
+            return
+        report = mmpc.verify(self.path)
+        must(not (report.damage if raw else report.problems), f"verify, {when}:", *report.problems[:5])
+        self.verified += 1
 
     def again(self, when: str, state: State | None, values: dict[int, Value], keep: bool = False) -> Any:
         """Opened once more it holds the same."""
@@ -126,11 +142,20 @@ class Judge:
                 pc.free(pid, pc.get(pid).key)
                 values[pid] = None
             else:
-                pc.append(pid, ["new"])
-                values[pid] = [*value, "new"]
+                values[pid] = _added(pc, pid, value)
         values[pc.allocate(["new"])[0]] = ["new"]
         pc.flush()
         return values
+
+
+def _added(pc: Any, pid: int, value: list) -> list:
+    """The value of a page that something is added to; one that is full is replaced."""
+    try:
+        pc.append(pid, ["new"])
+    except mmpc.FragmentTooLarge:
+        pc.replace(pid, pc.get(pid).key, ["new"])
+        return ["new"]
+    return [*value, "new"]
 
 
 def _differences(expected: dict[int, Value], seen: dict[int, Value]) -> str:

@@ -34,6 +34,7 @@ class Mutant:
     name: str
     edits: tuple[tuple[str, str, str], ...]  # file, text as it stands, text instead
     scenarios: tuple[str, ...]
+    judges: str = "core"  # or "both": mmpc.verify as well
 
     @property
     def compiled(self) -> bool:
@@ -247,6 +248,12 @@ MUTANTS = [
             ),
         ),
         ("close",),
+    ),
+    Mutant(
+        "torn-marks-stay-torn",
+        (("mmpc/_store.py", "            must(lib.mm_marks_mend(c, r), r)\n", ""),),
+        ("handover", "writers"),
+        judges="both",
     ),
     Mutant(
         "config-renamed-before-its-sync",

@@ -172,6 +172,10 @@ class Author:
         for key in keys:
             self.op(key)
 
+    def clean(self) -> None:
+        """Empties what gains anything."""
+        self.pc._clean(2, 1 << 17)
+
     def some(self, n: int, flushes: float = 0.06) -> None:
         """Operations of all kinds."""
         for _ in range(n):
@@ -358,6 +362,44 @@ def snapshots(world: World) -> None:
     world.leave(pc)
 
 
+def _churn(author: Author, n: int) -> None:
+    """Pages are replaced by large values again and again; the cleaner moves what stays, and segments are used again."""
+    author.large = 3
+    mine = author.allocate()
+    for i in range(n):
+        author.keyed(mine, "replace")
+        author.some(1)
+        if i % 6 == author.name % 6:
+            author.clean()
+        if i % 10 == 9:
+            author.keyed(author.page(), "free")
+
+
+def cleaning(world: World) -> None:
+    """Several processes clean at once while all write; some are killed in the middle of it."""
+    pc = world.begin()
+    _pages(pc, world, 8)
+    for _ in range(2):
+        busy = [world.start(lambda a: _churn(a, 25)) for _ in range(2)]
+        busy += [world.start(lambda a: _churn(a, 25), die=world.rng.randint(200, 3000))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
+def cleaning_and_snapshots(world: World) -> None:
+    """The same, with snapshots of segments that are retired and used again meanwhile."""
+    pc = world.begin()
+    _pages(pc, world, 8)
+    busy = [world.start(lambda a: _churn(a, 20)) for _ in range(3)]
+    for child in busy:
+        while child.running():
+            pc.snapshot()
+            Author(pc, 0, world.rng).clean()
+        child.result(PATIENCE)
+    world.leave(pc)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One life, or several: each but the first begins with an image of the one before."""
@@ -380,6 +422,8 @@ SCENARIOS = [
     Scenario("leaders", (leaders,)),
     Scenario("recovery", (writers, go_on)),
     Scenario("lives", (writers, go_on, go_on, go_on)),
+    Scenario("cleaning", (cleaning,)),
+    Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):

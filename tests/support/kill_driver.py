@@ -245,6 +245,7 @@ class Driver:
 
     def judge(self, world: World, model: Model, child: Forked, n: int) -> None:
         """What holds after a death, or after an operation was refused."""
+        world.sound()
         way = self.way(n)
         if way == 3 and not self.case.help_needed:  # what nobody committed may go when nobody has seen it
             world.rebuild()  # before anybody has looked, and helped
