@@ -84,6 +84,7 @@ static void list_leases(mm *m, mm_mark *k)
         k->count += lease_of(m, &m->slots[i], &k->leases[k->count]);
     k->discarded = m->config.discarded;
     k->segments = mm_segments_used(m);
+    if (mm_log_reaches(m, MM_BLOCK)) k->retirements = (uint32_t)at_load_acquire(mm_retirements(m));
 }
 
 /* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */

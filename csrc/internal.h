@@ -189,6 +189,7 @@ uint64_t mm_lease_ended_at(uint32_t seed, const mm_lease_header *h, uint64_t *ep
 void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t filled); /* says in its header how far it was used, if nobody did */
 
 /* reuse.c */
+static inline at_word *mm_retirements(const mm *m) { return (at_word *)(m->log + MM_RETIREMENTS_OFFSET); } /* the first block is published */
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
 bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13) */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
@@ -250,6 +251,7 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;
     uint64_t segments, discarded; /* in use; newest colour that config says is discarded */
+    uint32_t retirements;         /* of segments, ever */
     uint32_t count;
     mm_lease_fill leases[MM_MARK_LEASES];
 } mm_mark;

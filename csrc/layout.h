@@ -121,6 +121,10 @@ typedef struct mm_segment_retired {
 static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 
+/* A word behind the header of the first segment: how many segments were ever retired.  It rises before a retirement is written, and marks know it.  Who copies
+ * the files of a store in use, `log` before `marks`, finds that the mark knows of a retirement that the beginning of his log does not. */
+#define MM_RETIREMENTS_OFFSET 256u
+
 typedef struct mm_lease_header {
     uint32_t crc;        /* crc32c of the bytes behind it up to `end`, seeded as records are */
     uint32_t magic;
@@ -153,7 +157,8 @@ typedef struct mm_mark_sector {
     uint64_t epoch;
     uint32_t slot;
     uint32_t place;      /* block * 8 + sector */
-    uint64_t segments;   /* of the log that were in use: a shorter log was cut */
+    uint32_t segments;   /* of the log that were in use: a shorter log was cut */
+    uint32_t retirements; /* low half of the word at MM_RETIREMENTS_OFFSET: a log that knows of fewer is older */
     uint64_t discarded;  /* newest colour that `config` says is discarded: one that says less is older */
     mm_lease_fill leases[MM_SECTOR_LEASES];
 } mm_mark_sector;

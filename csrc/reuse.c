@@ -15,6 +15,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     mm_segment *s = &m->segments[n];
     uint64_t w = at_load_acquire(&s->word), base = n << m->segment_shift;
     if (!mm_log_reaches(m, base + MM_BLOCK)) return mm_corrupt(r, MM_FILE_LOG, base);
+    at_add_seq_cst(mm_retirements(m), 1); /* before it is written, and before its epoch: a plain copy of the log that has the one has the other */
     at_fence_full(); /* the commit words stored for others, and the last look at a head, before the epoch (C9) */
     mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
                              .epoch = at_load_acquire(&m->g->epoch) };

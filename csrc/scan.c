@@ -207,6 +207,17 @@ static void adopt_segment(scan *s, uint64_t n)
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
 }
 
+/* Begins a lease of the next generation here, by one who knew of a newer durable epoch than any mark does?  Then the header of the segment was
+ * copied while it held what counts, and this when it was used again: a plain copy of a store in use.  (Its checksum needs a salt that is not
+ * here.  After a loss of power the mark says as much as the lease.) */
+static void look_for_later_life(scan *s, uint64_t at, uint64_t generation)
+{
+    mm_lease_header h;
+    memcpy(&h, s->m->log + at, sizeof h);
+    bool next = h.generation == generation + 1 || (generation == 0xFFFFFF && h.generation == 2);
+    if (h.magic == MM_LEASE_MAGIC && h.address == at && next && h.stable > s->stable) s->stable = h.stable;
+}
+
 static int read_segment(scan *s, uint64_t n)
 {
     mm *m = s->m;
@@ -222,6 +233,7 @@ static int read_segment(scan *s, uint64_t n)
         uint64_t blocks = mm_lease_blocks(m, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
+        if (!blocks) look_for_later_life(s, at, generation);
         at = blocks ? stop : at + MM_BLOCK;
     }
     return MM_OK;
@@ -333,6 +345,8 @@ static int check_required(scan *s)
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    uint32_t retirements = s->size >= MM_BLOCK ? (uint32_t)at_load_relaxed(mm_retirements(s->m)) : 0;
+    if (!rc && (int32_t)(retirements - mark.retirements) < 0) rc = mm_corrupt(s->r, MM_FILE_LOG, MM_RETIREMENTS_OFFSET); /* `log` is older than `marks` */
     if (!rc && s->m->config.discarded < mark.discarded) rc = mm_corrupt(s->r, MM_FILE_CONFIG, 0); /* it is older than it was */
     for (uint64_t i = 0; !rc && i < s->found; i++)
         if (s->leases[i].ended > s->leases[i].end - s->leases[i].address) rc = mm_corrupt(s->r, MM_FILE_LOG, s->leases[i].end);

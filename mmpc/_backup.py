@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 _AT_ONCE = 1 << 20
-_EXTENT = 8  # a state: segments that belong together hold one large value, and no leases
+_EMPTY = (0, 1, 6, 7)  # states of a segment in which nothing counts: FREE, PREPARING, PUNCHING, HOLE
 _UNFINISHED = {"config.new", "log.new", "marks.new", "log", "marks", "lock", "open.lock"}
 
 
@@ -247,11 +247,11 @@ class _Copy:
         if segment is not None:
             self.segments[number] = segment
         later = segment is not None and (segment.epoch > self.marks.durable or self._gone(segment))
-        if later or not (state in IN_USE or state == _EXTENT):
+        if later or state in _EMPTY:
             return
         self.kept.add(number)
         self._bytes(base + BLOCK if segment is not None else base, min(base + (1 << self.config.shift), self.size))
-        if segment is not None and state != _EXTENT:
+        if segment is not None and state in IN_USE:  # else it holds one large value, or a part of it
             self._leases(segment)
 
     def _gone(self, segment: Segment) -> bool:
@@ -264,14 +264,14 @@ class _Copy:
         what the segment says of its retirement tells.
         """
         base, segment, data = number << self.config.shift, None, bytearray()
-        for _ in range(1 if state == _EXTENT else 200):
+        for _ in range(200 if state in _EMPTY or state in IN_USE else 1):
             data = bytearray(os.pread(self.source, BLOCK, base))
             segment = segment_at(bytes(data), number, self.config.uuid)
             if segment is not None or not any(data[: SEGMENT_HEADER.size]):
                 break
             time.sleep(0.001)
         if segment is None:
-            if state != _EXTENT and any(data):
+            if any(data):
                 self._put(data, base)  # as it is
             retired = [s for s in retirements(bytes(data), number, self.config.uuid) if self._gone(s)]
             return max(retired, key=lambda s: s.retired, default=None)
@@ -356,6 +356,7 @@ def _sectors(config: Config, marks: Marks, leases: list[tuple[int, int, int]]) -
     seed = crc(config.uuid)
     for place in range(MARK_SECTORS):
         own = leases[place * SECTOR_LEASES : (place + 1) * SECTOR_LEASES]
-        head = MARK_SECTOR.pack(MARK_MAGIC, 0, len(own), marks.durable, 0, place, marks.segments, marks.discarded)
+        says = (marks.segments, marks.retirements, marks.discarded)
+        head = MARK_SECTOR.pack(MARK_MAGIC, 0, len(own), marks.durable, 0, place, *says)
         data = (head + b"".join(MARK_LEASE.pack(*lease) for lease in own)).ljust(SECTOR, b"\0")
         yield data[:8] + crc(data[12:], seed).to_bytes(4, "little") + data[12:]

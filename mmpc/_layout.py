@@ -39,8 +39,9 @@ LEASE_SUMMED = 48
 LEASE_MAGIC = 0x4C455345
 RECORD = Struct("<QQQQQ")  # crc_commit, shape, page_colour, version, prev_colour
 
-# magic, crc, count, epoch, slot, place, segments, discarded; then as many MARK_LEASEs
-MARK_SECTOR = Struct("<8sIIQIIQQ")
+RETIREMENTS_AT = 256  # in the log: a word, how many segments were ever retired
+# magic, crc, count, epoch, slot, place, segments, retirements, discarded; then as many MARK_LEASEs
+MARK_SECTOR = Struct("<8sIIQIIIIQ")
 MARK_LEASE = Struct("<QII")  # address, fill, generation
 MARK_MAGIC = b"MMPCmark"
 

@@ -27,6 +27,7 @@ from ._layout import (
     RECORD,
     RETIRED_AT,
     RETIRED_MAGIC,
+    RETIREMENTS_AT,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
@@ -193,6 +194,7 @@ class Log:
         self.newest: dict[int, int] = {}
         self.newest_durable: dict[int, int] = {}
         self.committed = self.bytes = self.discarded = self.max_colour = 0
+        self.later: dict[int, int] = {}  # leases of a generation that the header of their segment knows nothing of
         self.allocated = False  # there is a page that a finished store made, durable or not
         self.broken: set[int] = set()
         self.missed: set[int] = set()  # segments without a header of which something was asked for
@@ -231,7 +233,10 @@ class Log:
             if any(head[: SEGMENT_HEADER.size]):
                 self.broken.add(number)
             return
-        if any(head[SEGMENT_HEADER.size : RETIRED_AT[0]]) or any(head[RETIRED_AT[1] + SEGMENT_RETIRED.size :]):
+        behind = head[SEGMENT_HEADER.size : RETIRED_AT[0]]
+        if number == 0:
+            behind = head[SEGMENT_HEADER.size : RETIREMENTS_AT] + head[RETIREMENTS_AT + 8 : RETIRED_AT[0]]
+        if any(behind) or any(head[RETIRED_AT[1] + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         self.segments[number] = segment
         if self.gone(segment):
@@ -241,12 +246,19 @@ class Log:
             head = self.read(at, BLOCK)
             lease = lease_at(head, 0, at, segment, (number + 1 << self.shift) - at)
             if lease is None:
+                self._later_life(head, at, segment.generation)
                 at += BLOCK
                 continue
             self.leases[at] = lease
             n = min(at + lease.size, end) - at
             self._scan_lease(lease, head if n == BLOCK else self.read(at, n), segment.seed)
             at += lease.size
+
+    def _later_life(self, head: bytes, at: int, generation: int) -> None:
+        """A lease of the next generation, where the header is of this one: it was copied before, in a store in use."""
+        _sum, magic, own, _blocks, of, _previous, _filled, _before, stable, *_end = LEASE_HEADER.unpack_from(head)
+        if magic == LEASE_MAGIC and own == at and of == (generation + 1 if generation < 0xFFFFFF else 2):
+            self.later[at] = stable
 
     def _scan_lease(self, lease: Lease, data: bytes, seed: int) -> None:
         """Appends the whole records of a lease, up to the first that is not."""

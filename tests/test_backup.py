@@ -19,8 +19,9 @@ import pytest
 import mmpc
 from mmpc._findings import Findings
 from mmpc._lasting import Config, parse_config, read_marks
+from mmpc._layout import RETIREMENTS_AT
+from support import mounts
 from support.children import Child, Children
-from support.mounts import memory
 
 Open = Callable[..., mmpc.PageCache[Any]]
 Store = mmpc.PageCache[Any]
@@ -379,7 +380,7 @@ def test_killed_at_each_step(open_store: Open, path: str, children: Children) ->
 def test_a_full_disk(open_store: Open, path: str) -> None:
     pc = open_store(segment_size=SMALL)
     model = filled(pc)
-    with memory("200k") as small:
+    with mounts.memory("200k") as small:
         place = small.path
         for dest in (place / "new", place):
             with pytest.raises(mmpc.DiskFullError, match="no room"):
@@ -445,3 +446,151 @@ def test_the_command(open_store: Open, path: str) -> None:
     assert "choose a directory" in done.stderr
     assert "example" in command("backup", "--help").stdout
     assert "\x1b" not in command("backup", path, path + ".2").stdout
+
+
+# ---- plain copies of a store in use: refused, or right
+
+
+class Copier:
+    """Copies the files of a store one after the other, each from its beginning, as `cp -r` does."""
+
+    def __init__(self, path: str, rng: random.Random) -> None:
+        self.path, self.rng = path, rng
+
+    def copy(self, dest: str, names: list[str]) -> None:
+        """In that order; stops for a moment now and then."""
+        os.mkdir(dest, 0o700)
+        step, pause = self.rng.choice([1 << 12, 1 << 14, 1 << 16]), self.rng.choice([0, 0, 0.02, 0.2])
+        for name in names:
+            with open(os.path.join(self.path, name), "rb") as source, open(os.path.join(dest, name), "wb") as target:
+                target.truncate(os.fstat(source.fileno()).st_size)
+                at = 0
+                while (at := self._data(source.fileno(), at)) >= 0:
+                    part = os.pread(source.fileno(), step, at)
+                    at += os.pwrite(target.fileno(), part, at)
+                    if self.rng.random() < pause:
+                        time.sleep(self.rng.random() * 0.01)
+
+    @staticmethod
+    def _data(fd: int, at: int) -> int:
+        try:
+            return os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return -1
+
+    def names(self, order: str) -> list[str]:
+        lasting = ["config", "lock", "log", "marks"]
+        if order == "marks first":
+            return ["config", "lock", "marks", "log"]
+        if order == "log first":
+            return lasting
+        names = [n for n in os.listdir(self.path) if n in (*lasting, "control", "table", "ids", "rts")]
+        self.rng.shuffle(names)
+        return names
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("order", ["any", "marks first", "log first"])
+def test_a_plain_copy_of_a_live_store_is_refused_or_right(
+    memory: str, children: Children, seed: int, order: str
+) -> None:
+    """Never read wrongly: it holds at least what was flushed before, and is closed, or says that it cannot be read."""
+    path, rng = os.path.join(memory, "store"), random.Random(seed)
+    refused = right = 0
+    with mmpc.open(path, mmpc.LastWriteWins(), create=True, segment_size=SMALL) as pc:
+        work = Work(pc, path)
+        writers = work.start(children, seed)
+        copier, end = Copier(path, rng), time.monotonic() + (60 if os.environ.get("MMPC_LONG") else 5)
+        while time.monotonic() < end:
+            before = work.counts(pc)
+            pc.flush()
+            dest = os.path.join(memory, "copy")
+            copier.copy(dest, copier.names(order))
+            after = work.counts(pc)
+            found = state_of(dest, work)
+            shutil.rmtree(dest)
+            if found is None:
+                refused += 1
+                continue
+            right += 1
+            for was, then, now in zip(before, found, after, strict=True):
+                assert all(x <= y <= z for x, y, z in zip(was, then, now, strict=True))
+            work.is_closed(found)
+        assert all(writer.running() for writer in writers)
+        for writer in writers:
+            writer.kill()
+    print(f"{refused} refused, {right} right")
+    assert refused > 0
+
+
+def state_of(dest: str, work: Work) -> list[list[int]] | None:
+    """What a copy holds; None: it was refused, when it was opened or when a page was read."""
+    try:
+        with mmpc.open(dest, mmpc.LastWriteWins()) as copy:
+            found = work.counts(copy)
+            copy._check()
+    except mmpc.CorruptionError:
+        return None
+    return found
+
+
+def lasting(path: str, into: str, **files: bytes) -> str:
+    """A store of the lasting files, some of them with other bytes."""
+    os.mkdir(into, 0o700)
+    for name in ("config", "lock", "log", "marks"):
+        data = files.get(name)
+        (Path(into) / name).write_bytes((Path(path) / name).read_bytes() if data is None else data)
+    return into
+
+
+def test_a_log_that_is_older_than_the_marks(open_store: Open, path: str) -> None:
+    """The beginning of the log knows how many segments were ever retired; so do the marks."""
+    pc = open_store(segment_size=SMALL)
+    model = filled(pc)
+    pids = [pid for pid in model if model[pid] is not None]
+    for turn in range(10):
+        for pid in pids:
+            pc.replace(pid, pc.get(pid).key, [turn, "x" * 700])
+    pc.flush()
+    log = (Path(path) / "log").read_bytes()
+    known = int.from_bytes(log[RETIREMENTS_AT : RETIREMENTS_AT + 8], "little")
+    assert known == pc.stats().cleaned > 0
+    with mmpc.open(lasting(path, path + ".1"), mmpc.Append()) as copy:
+        assert [copy.get(pid).unwrap() for pid in pids] == [[9, "x" * 700]] * len(pids)
+    older = log[:RETIREMENTS_AT] + (known - 1).to_bytes(8, "little") + log[RETIREMENTS_AT + 8 :]
+    copy = lasting(path, path + ".2", log=older)
+    assert not mmpc.verify(copy).ok
+    with pytest.raises(mmpc.CorruptionError, match=f"offset {RETIREMENTS_AT}"):
+        mmpc.open(copy, mmpc.Append())
+
+
+def generation(log: bytes, number: int) -> int:
+    return int.from_bytes(log[number * SMALL + 12 : number * SMALL + 16], "little")
+
+
+def test_a_segment_that_was_used_again_while_it_was_copied(open_store: Open, path: str) -> None:
+    """Its header is old, what follows is new, and nothing else in the copy knows of a newer mark."""
+    pc = open_store(segment_size=SMALL)
+    pids = [pc.allocate([0, "x" * 700])[0] for _ in range(200)]
+    pc.flush()
+    log, marks = ((Path(path) / name).read_bytes() for name in ("log", "marks"))
+    again: list[int] = []
+    for turn in range(1, 3000):
+        pid = pids[turn % len(pids)]
+        pc.replace(pid, pc.get(pid).key, [turn, "x" * 700])
+        if turn % 40 == 0:
+            pc.flush()
+            new = (Path(path) / "log").read_bytes()
+            again = [n for n in range(len(log) // SMALL) if generation(new, n) == generation(log, n) + 1]
+        if again:
+            break
+    assert again
+    for number in again:
+        begin, end = number * SMALL + 4096, (number + 1) * SMALL
+        mixed = log[:begin] + new[begin:end] + log[end:]
+        copy = lasting(path, f"{path}.{number}", log=mixed, marks=marks)
+        assert not mmpc.verify(copy).ok
+        with pytest.raises(mmpc.CorruptionError):
+            mmpc.open(copy, mmpc.Append())
+    with mmpc.open(lasting(path, path + ".old", log=log, marks=marks), mmpc.Append()) as old:
+        assert [old.get(pid).unwrap() for pid in pids] == [[0, "x" * 700]] * len(pids)
