@@ -190,6 +190,10 @@ static inline void pv_store_relaxed(pv_word *w, uint64_t x) { atomic_store_expli
 static inline uint64_t pv_add(pv_word *w, uint64_t d) { return atomic_fetch_add_explicit(&w->v, d, memory_order_seq_cst); }
 static inline uint64_t pv_or(pv_word *w, uint64_t bits) { return atomic_fetch_or_explicit(&w->v, bits, memory_order_seq_cst); }
 static inline uint64_t pv_and(pv_word *w, uint64_t bits) { return atomic_fetch_and_explicit(&w->v, bits, memory_order_seq_cst); }
+typedef struct { _Atomic uint8_t v; } pv_byte;
+static inline uint8_t pv_load_byte(const pv_byte *b) { return atomic_load_explicit(&b->v, memory_order_relaxed); }
+static inline uint8_t pv_or_byte(pv_byte *b, uint8_t bits) { return atomic_fetch_or_explicit(&b->v, bits, memory_order_relaxed); }
+static inline uint8_t pv_and_byte(pv_byte *b, uint8_t bits) { return atomic_fetch_and_explicit(&b->v, bits, memory_order_relaxed); }
 static inline bool pv_cas(pv_word *w, uint64_t *expected, uint64_t x)
 {
     return atomic_compare_exchange_strong_explicit(&w->v, expected, x, memory_order_seq_cst, memory_order_seq_cst);

@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "mapped.h"
 
 #define CONTROL_WINDOW (MM_CONTROL_SEGMENTS + MM_MAX_SEGMENTS * sizeof(mm_segment))
 #define TABLE_FRESH 1024u /* head words of a new store */
@@ -247,6 +247,7 @@ static int attach(mm *m, mm_result *r)
     m->alive = mm_os_wiped_page();
     if (!m->alive) return mm_os_failed(r, errno);
     int e = mm_os_map_files(m);
+    if (!e) e = mm_mapped_begin(m);
     if (e) return mm_os_failed(r, e);
     mm_set_limits(m); /* before the claim: a reaper looks into segments */
     mm_guard_install();
@@ -258,6 +259,7 @@ static int attach(mm *m, mm_result *r)
 static void release_memory(mm *m)
 {
     if (m->alive) munmap(m->alive, 4096);
+    mm_mapped_end(m);
     free(m);
 }
 

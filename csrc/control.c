@@ -21,13 +21,16 @@ static uint64_t word_at(int fd, uint64_t offset)
 
 static uint64_t global(const mm_config *c, uint64_t offset) { return word_at(c->control, MM_CONTROL_GLOBALS + offset); }
 
-/* stable <= the newest mark < epoch, dirty <= epoch.  Marks that are damaged bound nothing. */
+/* stable <= the newest mark < epoch, dirty <= epoch.  Marks that are damaged bound nothing.  A config from before a recovery discarded colours:
+ * who opens by it would make marks that do not know of them.  It was read before a recovery that has just ended, or it was put back. */
 static bool clock_holds(const mm_config *c)
 {
     mm_result ignored;
-    uint64_t stable = global(c, offsetof(mm_globals, stable)), marked = stable;
-    if (c->marks >= 0 && mm_marks_newest(c, &marked, &ignored)) marked = stable;
-    uint64_t dirty = global(c, offsetof(mm_globals, dirty)), epoch = global(c, offsetof(mm_globals, epoch));
+    mm_mark k = { .epoch = 0 };
+    uint64_t stable = global(c, offsetof(mm_globals, stable));
+    bool known = c->marks >= 0 && mm_mark_newest(c, &k, &ignored) == MM_OK;
+    if (known && k.discarded > c->discarded) return false;
+    uint64_t marked = known ? k.epoch : stable, dirty = global(c, offsetof(mm_globals, dirty)), epoch = global(c, offsetof(mm_globals, epoch));
     return stable <= marked && marked < epoch && dirty <= epoch && epoch <= MAX_COLOUR;
 }
 

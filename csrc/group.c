@@ -49,7 +49,7 @@ static uint64_t group_bytes(const group *g)
     return sum;
 }
 
-/* One record of a group at `at`, commit word 0; where the next one goes. */
+/* One record of a group at `at`, commit word 0; where the next one goes.  What is copied lies together: none has an index. */
 uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload)
 {
     mm_record *rec = (mm_record *)(m->log + at);

@@ -5,7 +5,7 @@ static int hot_exec(PyObject *module)
 {
     hot_state *state = PyModule_GetState(module);
     state->check = PyUnicode_InternFromString("_check");
-    if (!state->check || hot_add_results(module, state) < 0) return -1;
+    if (!state->check || hot_add_results(module, state) < 0 || hot_add_views(module, state) < 0) return -1;
     return hot_add_verbs(module, state);
 }
 
@@ -20,6 +20,8 @@ static int hot_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(s->counter);
     Py_VISIT(s->meta);
     Py_VISIT(s->verbs);
+    Py_VISIT(s->held);
+    Py_VISIT(s->view);
     Py_VISIT(s->encode);
     Py_VISIT(s->decode);
     return 0;
@@ -36,6 +38,8 @@ static int hot_clear(PyObject *module)
     Py_CLEAR(s->counter);
     Py_CLEAR(s->meta);
     Py_CLEAR(s->verbs);
+    Py_CLEAR(s->held);
+    Py_CLEAR(s->view);
     Py_CLEAR(s->check);
     Py_CLEAR(s->encode);
     Py_CLEAR(s->decode);

@@ -28,7 +28,7 @@
 #define HOT_KIND_FREE 3              /* MM_KIND_FREE of layout.h */
 
 typedef struct hot_state { /* of the module */
-    PyTypeObject *key, *materialized, *free, *unallocated, *counter, *meta, *verbs;
+    PyTypeObject *key, *materialized, *free, *unallocated, *counter, *meta, *verbs, *held, *view;
     PyObject *check;           /* "_check" */
     PyObject *encode, *decode; /* of mmpc.codec; NULL until first needed */
 } hot_state;
@@ -38,6 +38,7 @@ typedef struct hot_verbs { /* a handle */
     mm *m;            /* NULL: closed, or never bound */
     hot_state *state; /* of `module`, which keeps it alive */
     PyObject *module, *pack, *unpack, *merge, *size_of; /* size_of may be NULL */
+    PyObject *owner;  /* of `m`, for what outlives the handle */
     mm_objects objects;
     int kind;         /* enum mm_merge_kind */
     int last;         /* size rule: the size of a value is that of its largest fragment */
@@ -121,6 +122,10 @@ PyObject *hot_replace(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, 
 PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 /* Merges a chain of about `bytes` in C. */
 int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r);
+
+/* hot_view.c */
+int hot_add_views(PyObject *module, hot_state *state);
+PyObject *hot_view(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 
 /* hot_verbs.c */
 int hot_add_verbs(PyObject *module, hot_state *state);

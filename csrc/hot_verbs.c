@@ -18,6 +18,7 @@ static int verbs_traverse(hot_verbs *self, visitproc visit, void *arg)
     Py_VISIT(self->unpack);
     Py_VISIT(self->merge);
     Py_VISIT(self->size_of);
+    Py_VISIT(self->owner);
     for (uint32_t i = self->objects.oldest; i != MM_OBJECT_NONE && self->objects.count; i = self->objects.slots[i].newer)
         Py_VISIT((PyObject *)self->objects.slots[i].object);
     return 0;
@@ -31,6 +32,7 @@ static int verbs_clear(hot_verbs *self)
     Py_CLEAR(self->unpack);
     Py_CLEAR(self->merge);
     Py_CLEAR(self->size_of);
+    Py_CLEAR(self->owner);
     return 0;
 }
 
@@ -54,10 +56,10 @@ static void assign(PyObject **field, PyObject *value)
 
 static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    static const hot_signature signature = {"_bind", 8, 8, {0}};
-    PyObject *in[8];
+    static const hot_signature signature = {"_bind", 9, 9, {0}};
+    PyObject *in[9];
     if (names || nargs != signature.total) {
-        PyErr_SetString(PyExc_TypeError, "_bind() takes 8 positional arguments");
+        PyErr_SetString(PyExc_TypeError, "_bind() takes 9 positional arguments");
         return NULL;
     }
     if (hot_arguments(&signature, args, nargs, NULL, in) < 0) return NULL;
@@ -72,6 +74,7 @@ static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const
     assign(&self->unpack, in[2]);
     assign(&self->merge, in[3]);
     assign(&self->size_of, in[6] == Py_None ? NULL : in[6]);
+    assign(&self->owner, in[8]);
     self->kind = (int)kind;
     self->last = last;
     self->m = (mm *)(uintptr_t)address;
@@ -174,8 +177,14 @@ static PyMethodDef verbs_methods[] = {
     {"free", METHOD(hot_free_page), VERB,
      "free(pid, key, tx=None)\n\nFrees the page if nobody wrote since `key`; returns the key of the free page.\n"
      "Raises Conflict (.current) otherwise."},
+    {"view", METHOD(hot_view), VERB,
+     "view(pid, tx=None)\n\nThe bytes of a bytes or numpy page as a View: read-only, in the mapping, without a copy.\n"
+     "They stay as they are while the view, or a memoryview or array made of it, lives: through replace, free, close and fork.\n"
+     "A page of several fragments is consolidated first; where that cannot be, the view is of a copy (zero_copy is False).\n"
+     "The checksum is verified when this process first views the bytes. Raises PageNotFound, PageFreed, CorruptionError,\n"
+     "or Unsupported for pages 0 and 1 and for values of another type."},
     {"_bind", METHOD(verbs_bind), METH_METHOD | VERB,
-     "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity)\n\nAttaches the verbs to the core."},
+     "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity, owner)\n\nAttaches the verbs to the core."},
     {"_unbind", METHOD(verbs_unbind), METH_NOARGS, "Detaches the verbs and drops the object cache."},
     {"_consolidate", METHOD(hot_consolidate), METH_O,
      "_consolidate(pid)\n\nMerges the page's chain to a new base; False: nothing to do, or somebody else did."},

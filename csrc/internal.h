@@ -13,6 +13,7 @@
 #define MM_CLOSING (UINT64_C(1) << 63)
 #define MM_PIN_SHARED (MM_PINS - 1) /* pin word that calls share when all others are taken */
 #define MM_CANDIDATES 64u
+#define MM_RECENT 64u
 
 typedef struct mm_lease { /* the run of blocks this process writes to; guarded by mm.publish */
     uint64_t start, end;  /* addresses; start 0 = none */
@@ -23,6 +24,14 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
     bool reserve;         /* taken from the reserve: for what gives room back alone */
     uint32_t segment, generation, seed, previous_generation;
 } mm_lease;
+
+/* What views of this process hold, private side: entry k stands for word k of the slot, the last one for a pin (view.c). */
+typedef struct mm_holding {
+    pv_word word;  /* as in the slot; of the last one: the pin's index */
+    pv_word count; /* views; all ones: it changes hands */
+} mm_holding;
+#define MM_VIEW_ONE (UINT64_C(1) << 32) /* a view in mm.busy */
+#define MM_VERIFIED 4096u
 
 typedef struct mm_victim { /* the segment that this process empties, or visits; guarded by mm.cleaning */
     uint64_t number, generation, at, live, since; /* since: epoch of the claim; at: address of the next lease; live: counted by a visit */
@@ -43,7 +52,7 @@ struct mm {
     uint64_t control_window, log_window, words_window; /* bytes mapped */
     uint64_t table_capacity;                           /* head words that fit the window */
     uint64_t *alive;                                   /* MADV_WIPEONFORK: reads 0 in a forked child */
-    pv_word busy;         /* bit i: pin word i is in use; MM_CLOSING: nobody enters any more */
+    pv_word busy;         /* bit i: pin word i is in use; from MM_VIEW_ONE on: how many views are out; MM_CLOSING: nobody enters any more */
     pv_word finished;     /* unmapped */
     pv_word log_safe, table_safe, segments_safe, rts_safe; /* published sizes that this process has compared with the files */
     pthread_mutex_t publish;  /* one publish of this process at a time: lease, candidates, announce */
@@ -60,7 +69,16 @@ struct mm {
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
+    pv_byte *granules;        /* enum mm_granule_bit of each granule of the log's window; NULL in a rebuild */
+    uint64_t granule_count, hand; /* hand: of the clock; who has `sweeping` moves it */
+    pv_word mapped, mapped_limit, sweeping; /* granules; limit 0: none */
+    pv_word random_end;       /* the log below is mapped for random access */
+    pv_word waits, recent[MM_RECENT]; /* for the device: how often, and where of late (mapped.c) */
     pv_word fault_file, fault_offset; /* of the last fault in a mapping */
+    mm_holding views[MM_VIEWS + 1];
+    pv_word verified[MM_VERIFIED]; /* records whose checksum a view has looked at */
+    pv_word guards;           /* forks whose children have not adopted yet */
+    mm *heir;                 /* in a forked child: the attachment that holds what views of this one held */
     mm_lease lease;
     pv_word debt;             /* bytes leased since the cleaner was last helped */
     pv_word helping;          /* what is leased now is for copies */
@@ -101,6 +119,14 @@ int mm_os_sync(int fd);                               /* 0, or errno */
 void mm_os_wait(at_word *w, uint64_t seen, uint64_t ns); /* returns when the low half of *w is not that of `seen`, or after ns */
 void mm_os_wake(at_word *w);                          /* everybody who waits for it */
 uint64_t mm_os_monotonic(void);                       /* ns */
+/* A clock that costs next to nothing and only steers: that much of it is more than any work in memory and less than any device takes, about 10 us. */
+#ifdef __x86_64__
+#define MM_TICKS_SLOW 25000u /* of the time stamp counter, which runs at 1 to 4 GHz */
+static inline uint64_t mm_os_ticks(void) { return __builtin_ia32_rdtsc(); }
+#else
+#define MM_TICKS_SLOW 10000u
+static inline uint64_t mm_os_ticks(void) { return mm_os_monotonic(); }
+#endif
 void mm_os_yield(void);
 uint64_t mm_os_size(int fd);
 int mm_os_punch(int fd, uint64_t from, uint64_t to);  /* 0, or errno; the size stays */
@@ -153,6 +179,11 @@ bool mm_somebody_announces(const mm *m);    /* acquire, slot by slot: a publish 
 void mm_reap_announcing(mm *m);             /* those of them that died; the caller holds the mutex */
 uint64_t mm_reap_dead(mm *m);               /* the caller holds the mutex */
 void mm_finish(mm *m);
+bool mm_reap_if_dead(mm *m, uint32_t i);    /* true: it was dead, and now is free; the caller holds the mutex */
+uint64_t mm_slots_used(const mm *m);
+
+/* view.c */
+bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13); the caller holds the mutex */
 
 /* table.c */
 int mm_head(mm *m, uint64_t pid, at_word **head, mm_result *r); /* MM_OK, MM_NOPAGE, MM_CORRUPT */
@@ -191,8 +222,8 @@ void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t fille
 /* reuse.c */
 static inline at_word *mm_retirements(const mm *m) { return (at_word *)(m->log + MM_RETIREMENTS_OFFSET); } /* the first block is published */
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
-bool mm_viewed(mm *m, uint64_t segment, uint64_t generation); /* a zero-copy view holds it; to be asked after the pins (C13) */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
+bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner); /* CLAIMED -> SEALED */
 uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyond a few become holes of the file */
 
 /* room.c */

@@ -31,14 +31,14 @@ static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
     return h | (uint64_t)__builtin_parityll(h) << 63;
 }
 
-/* ---- record: 40 bytes of header, then the payload; 8-byte aligned ------------------------------------------- */
+/* ---- record: 40 bytes of header, the payload, the index; 8-byte aligned ------------------------------------------- */
 enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3 };
 enum mm_flag { MM_FLAG_INNER = 1, MM_FLAG_INDEX = 2, MM_FLAG_EXTENT = 4, MM_FLAG_TX = 8 };
-#define MM_FLAGS_KNOWN (MM_FLAG_INNER)
+#define MM_FLAGS_KNOWN (MM_FLAG_INNER | MM_FLAG_INDEX)
 
 typedef struct mm_record {
     at_word crc_commit;   /* crc32c:32 | commit:32 (high); one word, so a new checksum never meets an old commit word */
-    uint64_t shape;       /* length:32 | depth:8 | kind:4 | flags:4 | tag:8 | inner:8 */
+    uint64_t shape;       /* length:32 | depth:8 | kind:4 | flags:4 | tag:8 | inner, or bytes of the index:8 */
     uint64_t page_colour; /* page id:40 | colour low:24 */
     uint64_t version;     /* place:16 | wts:48 (high), so that versions compare as integers */
     uint64_t prev_colour; /* prev address/8:42 | colour high:22 */
@@ -64,7 +64,10 @@ static inline uint8_t mm_shape_depth(uint64_t s) { return (uint8_t)(s >> 32); }
 static inline uint8_t mm_shape_kind(uint64_t s) { return (uint8_t)(s >> 40 & 15); }
 static inline uint8_t mm_shape_flags(uint64_t s) { return (uint8_t)(s >> 44 & 15); }
 static inline uint8_t mm_shape_tag(uint64_t s) { return (uint8_t)(s >> 48); }
-static inline uint8_t mm_shape_inner(uint64_t s) { return (uint8_t)(s >> 56); }
+static inline uint8_t mm_shape_inner(uint64_t s) { return mm_shape_flags(s) & MM_FLAG_INDEX ? 0 : (uint8_t)(s >> 56); }
+/* Bytes of the index, which follows the payload and is under the checksum too (index.c). */
+static inline uint8_t mm_shape_index(uint64_t s) { return mm_shape_flags(s) & MM_FLAG_INDEX ? (uint8_t)(s >> 56) : 0; }
+static inline uint64_t mm_shape_body(uint64_t s) { return (uint64_t)mm_shape_length(s) + mm_shape_index(s); }
 
 static inline uint64_t mm_record_pid(const mm_record *r) { return r->page_colour & MM_MAX_PID; }
 static inline uint64_t mm_record_prev(const mm_record *r) { return (r->prev_colour & MM_ADDR_MASK) << 3; }
@@ -89,7 +92,11 @@ static inline uint32_t mm_commit_of(uint32_t crc)
     return c ? c : 0xFFFFFFFFu;
 }
 static inline uint64_t mm_committed(uint32_t crc) { return (uint64_t)crc | (uint64_t)mm_commit_of(crc) << 32; }
-static inline uint64_t mm_span_of(uint64_t payload) { return (MM_RECORD_HEADER + payload + 7) & ~UINT64_C(7); }
+static inline uint64_t mm_span_of(uint64_t body) { return (MM_RECORD_HEADER + body + 7) & ~UINT64_C(7); }
+/* Bytes that a record takes in the log: a function of its shape alone. */
+static inline uint64_t mm_shape_span(uint64_t shape) { return mm_span_of(mm_shape_body(shape)); }
+
+#define MM_INDEX_MAX 32u /* bytes of an index, at most */
 
 /* ---- segment and lease headers in the log --------------------------------------------------------------------- */
 #define MM_SEGMENT_MAGIC UINT64_C(0x67657343504D4D00) /* "\0MMPCseg" */
@@ -107,8 +114,8 @@ typedef struct mm_segment_header { /* at the start of each segment; the rest of 
 } mm_segment_header;
 _Static_assert(sizeof(mm_segment_header) == 64 && offsetof(mm_segment_header, uuid) == 48, "segment header is stored");
 
-/* In a sector of its own behind the header, one for even generations and one for odd ones: nothing in this generation of the segment is needed any more once `epoch` is durable.  Durable before
- * the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then, or be on
+/* In a sector of its own behind the header, one for even generations and one for odd ones: nothing in this generation of the segment is needed any
+ * more once `epoch` is durable.  Durable before the segment is used again, so what overwrites it later is never taken for damage; also not the header itself, which may be torn then, or be on
  * the disk later than what the next generation says of its own retirement. */
 typedef struct mm_segment_retired {
     uint64_t magic;
@@ -118,6 +125,8 @@ typedef struct mm_segment_retired {
     uint64_t epoch;      /* loaded when the last of its pages had left */
 } mm_segment_retired;
 #define MM_RETIRED_MAGIC UINT64_C(0x6472747243504D4D) /* "MMPCrtrd" */
+/* Even and odd ones take turns; 0 is none (peek.h). */
+static inline uint64_t mm_generation_after(uint64_t generation) { return generation == 0xFFFFFF ? 2 : generation + 1; }
 static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 

@@ -4,7 +4,7 @@
  * mm_verify: its checksum holds (seeded with uuid, salt of the generation, address).  mm_look_head: it was found through a head
  * word, so it is published; its commit word, if 0, is stored before anything it says is used (invariant 3).
  */
-#include "internal.h"
+#include "mapped.h"
 
 uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n)
 {
@@ -30,7 +30,7 @@ uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, 
 {
     if (at + MM_RECORD_HEADER > end) return 0;
     const mm_record *rec = (const mm_record *)(m->log + at);
-    uint64_t n = mm_shape_length(rec->shape), span = mm_span_of(n);
+    uint64_t n = mm_shape_body(rec->shape), span = mm_span_of(n);
     *word = at_load_relaxed(&rec->crc_commit);
     if (at + span > end || mm_checksum_header(mm_checksum_payload(seed, at, rec + 1, n), rec) != (uint32_t)*word) return 0;
     return *word >> 32 && *word != mm_committed((uint32_t)*word) ? 0 : span;
@@ -40,9 +40,10 @@ static bool sane(const mm *m, const mm_view *v, uint64_t pid)
 {
     const mm_record *rec = v->record;
     uint8_t kind = mm_shape_kind(v->shape), flags = mm_shape_flags(v->shape), depth = mm_shape_depth(v->shape);
-    uint64_t length = mm_shape_length(v->shape), room = m->segment_size - (v->address & (m->segment_size - 1));
+    uint64_t length = mm_shape_length(v->shape), index = mm_shape_index(v->shape), room = m->segment_size - (v->address & (m->segment_size - 1));
     if (mm_record_pid(rec) != pid || (flags & ~MM_FLAGS_KNOWN) || depth == 0 || mm_version_wts(v->version) == 0) return false;
-    if (mm_span_of(length) > room || mm_version_wts(v->version) > MM_MAX_WTS) return false;
+    if (flags & MM_FLAG_INDEX && (kind != MM_KIND_DELTA || flags & MM_FLAG_INNER || index == 0 || index > MM_INDEX_MAX)) return false;
+    if (mm_shape_span(v->shape) > room || mm_version_wts(v->version) > MM_MAX_WTS) return false;
     if (kind == MM_KIND_DELTA) return depth > 1 && v->prev != 0 && v->prev != v->address;
     return (kind == MM_KIND_BASE || (kind == MM_KIND_FREE && length == 0)) && depth == 1 && v->prev == 0;
 }
@@ -58,7 +59,8 @@ int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r)
     *v = (mm_view){ .record = rec, .payload = (const uint8_t *)(rec + 1), .address = address, .shape = rec->shape, .version = rec->version,
                     .prev = mm_record_prev(rec), .colour = mm_record_colour(rec), .seed = mm_segment_seed(m, s),
                     .generation = (uint32_t)mm_segword_generation(at_load_relaxed(&s->word)) };
-    if (!sane(m, v, pid) || !mm_log_reaches(m, address + mm_span_of(mm_shape_length(v->shape)))) return mm_corrupt(r, MM_FILE_LOG, address);
+    if (!sane(m, v, pid) || !mm_log_reaches(m, address + mm_shape_span(v->shape))) return mm_corrupt(r, MM_FILE_LOG, address);
+    mm_mapped_use(m, address, mm_shape_span(v->shape));
     return MM_OK;
 }
 
@@ -72,7 +74,7 @@ int mm_verify(mm *m, const mm_view *v, mm_result *r)
     copy.page_colour = v->record->page_colour;
     copy.version = v->version;
     copy.prev_colour = v->record->prev_colour;
-    uint32_t crc = mm_checksum_header(mm_checksum_payload(v->seed, v->address, v->payload, mm_shape_length(v->shape)), &copy);
+    uint32_t crc = mm_checksum_header(mm_checksum_payload(v->seed, v->address, v->payload, mm_shape_body(v->shape)), &copy);
     uint64_t word = at_load_relaxed(&v->record->crc_commit);
     if ((uint32_t)word != crc || (word >> 32 && word != mm_committed(crc))) return mm_corrupt(r, MM_FILE_LOG, v->address);
     return MM_OK;
@@ -121,6 +123,7 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
         uint64_t w = at_load_acquire(&m->segments[l->segment].word), state = mm_segword_state(w);
         bool ours = mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED);
         if (ours && l->bump + bytes <= l->end) {
+            mm_mapped_use(m, l->bump, bytes);
             if (!l->reserve || purpose == MM_FREES) return MM_OK;
             int rc = mm_segment_refill(m, r);
             l->reserve = rc != MM_OK;
@@ -132,7 +135,9 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
             l->start = 0;
         }
     }
-    return mm_segment_lease(m, bytes, purpose, r);
+    int rc = mm_segment_lease(m, bytes, purpose, r);
+    if (!rc) mm_mapped_use(m, l->start, l->end - l->start);
+    return rc;
 }
 
 /* The bytes of a replaced chain are live no more.  Only steers: stops at the first thing that looks odd. */
@@ -141,7 +146,7 @@ void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head)
     mm_result ignored;
     mm_view v = *head;
     for (uint32_t k = 0; k < MM_CHAIN_MAX; k++) {
-        mm_account(m, v.address, -(int64_t)mm_span_of(mm_shape_length(v.shape)));
+        mm_account(m, v.address, -(int64_t)mm_shape_span(v.shape));
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA || mm_look(m, pid, v.prev, &v, &ignored)) return;
     }
 }

@@ -46,4 +46,17 @@ int mm_merge(int kind, const mm_span *f, uint32_t count, uint8_t *out, uint64_t 
  * quickly with a conservative number. */
 uint64_t mm_merge_cost(const uint8_t *p, uint64_t n);
 
+/* An encoded value as bytes that lie together: what a view shows.  OTHER: dtype holds the name of its Python type, and there is nothing to show. */
+enum mm_form_kind { MM_FORM_OTHER = 0, MM_FORM_BYTES = 1, MM_FORM_ARRAY = 2 };
+typedef struct mm_form {
+    const uint8_t *data;
+    uint64_t bytes, item;
+    uint64_t shape[32], strides[32]; /* of an array, in C order */
+    uint32_t ndim, kind;
+    char dtype[256];                 /* numpy's dtype.str */
+    char format[24];                 /* of the buffer protocol; empty where it has none */
+} mm_form;
+/* MM_MERGE_OK, or MM_MERGE_BAD: not well-formed. */
+int mm_form_read(const uint8_t *p, uint64_t n, mm_form *form);
+
 #endif

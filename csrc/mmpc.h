@@ -100,6 +100,9 @@ void mm_orphan(mm *m);
 void mm_destroy(mm *m);
 /* 1 when the mapping is gone. */
 int mm_is_closed(const mm *m);
+/* Bounds what this process keeps mapped of the log; 0: no bound.  At once where it is used next. */
+void mm_mapped_bound(mm *m, uint64_t bytes);
+uint64_t mm_mapped(const mm *m); /* bytes, about */
 /* Where the last fault in a mapping was, for MM_CORRUPT from a call that takes no result: r->file, r->offset. */
 void mm_last_fault(const mm *m, mm_result *r);
 
@@ -129,6 +132,29 @@ int mm_timestamp(mm *m, uint64_t *ts);
 
 int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r);
 int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r);
+
+/* ---- views ------------------------------------------------------------------------------------------------------------- */
+
+#define MM_VIEW_NONE UINT32_MAX
+enum mm_view_drop { MM_VIEW_LAST = 1, MM_VIEW_GUARDED = 2 };
+
+/* The bytes of a page in the mapping, held from here on: *hold is to be dropped, once, also where an error is returned, unless it still is
+ * MM_VIEW_NONE (as the caller has set it, in memory that is somebody's already).  MM_CHAIN: several fragments, to be consolidated first.  form->kind
+ * may be MM_FORM_OTHER: nothing is held then.  Bytes are verified once in a generation of their segment; MM_SPACE: more than `quick` bytes would have to
+ * be, call again with more. */
+int mm_view_page(mm *m, uint64_t pid, uint64_t quick, mm_form *form, uint32_t *hold, mm_result *r);
+/* From any thread, also after mm_close, and in a forked child.  MM_VIEW_LAST: the last one out of a closed attachment, which is unmapped now;
+ * MM_VIEW_GUARDED: guards are out (mm_views_guard). */
+int mm_view_drop(mm *m, uint32_t hold);
+int mm_view_usable(const mm *m, uint32_t hold); /* 0: it was opened before a fork, and this process does not hold its bytes */
+uint32_t mm_view_count(const mm *m);            /* views that are out */
+
+/* Forks.  Before one the parent holds once more what its views hold (a bit in held[2] for each hold; returns whether there is any), until the child has
+ * adopted it, or has died.  In the child `old` is the inherited attachment and `m` its own; 1: all is held, 0: not what an epoch pin holds.  mm_views_unguard
+ * returns what mm_view_drop does; in the child it forgets the parent's guard. */
+int mm_views_guard(mm *m, uint64_t *held);
+int mm_views_unguard(mm *m, const uint64_t *held);
+int mm_views_adopt(mm *m, mm *old);
 
 /* ---- durability ---------------------------------------------------------------------------------------------------- */
 
@@ -196,6 +222,7 @@ int mm_snapshot_check(const mm_config *c, int fd, const mm_snapshot_info *info, 
 
 typedef struct mm_stats {
     uint64_t epoch, stable, pages, free_hints, segments, log_bytes, table_bytes, slots, operations, conflicts, reaped, helped, oldest_pin, slot;
+    uint64_t views; /* segments that views hold, over all slots */
     uint64_t log_used, log_live, segments_free, segments_retired, written, cleaned, moved; /* bytes; segments; bytes leased, ever; segments emptied; bytes copied for that */
 } mm_stats;
 int mm_get_stats(mm *m, mm_stats *s);

@@ -10,7 +10,7 @@
  */
 #include <string.h>
 
-#include "internal.h"
+#include "mapped.h"
 
 enum verb { VERB_APPEND, VERB_LINK, VERB_REPLACE, VERB_FREE, VERB_CREATE };
 
@@ -28,6 +28,8 @@ typedef struct plan { /* what the record will say, given the head that was found
     mm_view old;
     uint64_t version, prev;
     uint8_t kind, depth;
+    uint64_t room;       /* for the index, at most */
+    mm_index index;
 } plan;
 
 /* ---- deciding ------------------------------------------------------------------------------------------------------------ */
@@ -46,7 +48,7 @@ static int chain_bytes_fit(mm *m, const change *c, const mm_view *head, mm_resul
     if (!base && span < m->group_limit / 512) return MM_OK;
     mm_view v = *head;
     for (uint64_t sum = span;;) {
-        sum += mm_span_of(mm_shape_length(v.shape));
+        sum += mm_shape_span(v.shape);
         if (sum > half) {
             r->length = half - MM_RECORD_HEADER;
             return base ? MM_TOOBIG : MM_CHAIN;
@@ -71,6 +73,7 @@ static int plan_delta(mm *m, const change *c, plan *p, mm_result *r)
     p->kind = MM_KIND_DELTA;
     p->depth = (uint8_t)(mm_shape_depth(p->old.shape) + 1);
     p->prev = p->old.address;
+    mm_index_make(&p->old, p->room, &p->index);
     return chain_bytes_fit(m, c, &p->old, r);
 }
 
@@ -83,6 +86,7 @@ static int make_plan(mm *m, const change *c, at_word *head, plan *p, mm_result *
     p->kind = c->verb == VERB_FREE ? MM_KIND_FREE : MM_KIND_BASE;
     p->depth = 1;
     p->prev = 0;
+    p->index.n = 0;
     p->version = mm_version(1, 0);
     if (!p->exists) return c->verb != VERB_CREATE ? MM_NOPAGE : c->from ? MM_CONFLICT : MM_OK;
     int rc = mm_look_head(m, c->pid, p->head, &p->old, &helped, r);
@@ -104,19 +108,21 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
 {
     uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */
     mm_record *rec = (mm_record *)(m->log + m->lease.bump);
-    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, 0, c->tag, 0);
+    uint32_t n = p->index.n;
+    at_copy((uint8_t *)(rec + 1) + c->length, p->index.bytes, n); /* 0 bytes too: an access more or less would tell where a record lies */
+    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, n ? MM_FLAG_INDEX : 0, c->tag, (uint8_t)n);
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
     rec->prev_colour = mm_prev_colour(p->prev, colour);
     at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
     MM_POINT();
-    mm_seal_record(rec, payload_crc);
+    mm_seal_record(rec, crc32c_extend(payload_crc, p->index.bytes, n));
 }
 
 /* The CAS won: the operation has happened. */
 static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_result *r)
 {
-    uint64_t address = m->lease.bump, span = mm_span_of(c->length);
+    uint64_t address = m->lease.bump, span = mm_span_of(c->length + p->index.n);
     at_word *w = (at_word *)(m->log + address);
     at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
     at_fence_full(); /* commit word, then the epoch: stable >= LSN covers the record (model: LSN_COLOUR) */
@@ -155,12 +161,14 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     int rc = mm_head(m, c->pid, &head, r);
     if (rc) return rc;
     plan p;
+    p.room = mm_limit(m) - c->length;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
-    rc = mm_reserve(m, mm_span_of(c->length), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
+    rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
     uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);
+    p.room = m->lease.end - m->lease.bump - MM_RECORD_HEADER - c->length; /* another head, another index: what was reserved stays */
     for (;;) {
         write_record(m, c, &p, crc);
         uint64_t found = p.head, next = mm_head_next(p.head, m->lease.bump);

@@ -5,7 +5,7 @@
  */
 #include <string.h>
 
-#include "internal.h"
+#include "mapped.h"
 
 static bool follows(const mm_view *newer, const mm_view *older)
 {
@@ -13,8 +13,27 @@ static bool follows(const mm_view *newer, const mm_view *older)
            && mm_shape_kind(older->shape) != MM_KIND_FREE;
 }
 
+typedef struct fetching {
+    uint64_t since;   /* ticks, before the record at hand was looked at; 0: nothing is read ahead */
+    uint32_t covered; /* the kernel was asked for so many records already */
+} fetching;
+
+/* A record that took long to look at came from the device, and so will the rest: all of it is asked for at once.  One look at the clock a
+ * record is all that a warm chain pays. */
+static void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching *f)
+{
+    uint64_t now = mm_os_ticks();
+    bool slow = now - f->since > MM_TICKS_SLOW;
+    f->since = now;
+    if (!slow) return;
+    if (count >= f->covered) f->covered = count + 1 + mm_fetch_older(m, v);
+    if (mm_shape_body(v->shape) > MM_BLOCK / 2) mm_fetch(m, v->address, mm_shape_span(v->shape));
+    mm_fetch_around(m, v->address);
+    f->since = mm_os_ticks();
+}
+
 /* Collects what is newer than known_wts (0: all), newest first; each record's checksum holds. */
-int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r)
+static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, fetching f, mm_result *r)
 {
     mm_view v = *head;
     if (mm_version_wts(v.version) < known_wts) known_wts = 0; /* cannot be: read all, trust nothing cached */
@@ -23,6 +42,7 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
     c->whole = false;
     for (;;) {
         if (known_wts && mm_version_wts(v.version) <= known_wts) return MM_OK;
+        if (f.since) fetch_ahead(m, &v, c->count, &f);
         int rc = mm_verify(m, &v, r);
         if (rc) return rc;
         c->at[c->count++] = v;
@@ -37,6 +57,11 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
         if (c->count == MM_CHAIN_MAX || !follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
         v = older;
     }
+}
+
+int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r)
+{
+    return walk(m, pid, head, known_wts, c, (fetching){ 0, 0 }, r);
 }
 
 static uint64_t array_header(uint8_t *out, uint32_t n)
@@ -103,6 +128,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     mm_chain_view c;
     int rc = mm_head(m, a->pid, &head, r);
     if (rc) return rc;
+    fetching f = { mm_os_ticks(), 0 };
     uint64_t h = at_load_acquire(head);
     if (!h) return MM_NOPAGE;
     rc = mm_look_head(m, a->pid, h, &v, &helped, r);
@@ -111,7 +137,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->generation = v.generation;
     r->kind = mm_shape_kind(v.shape);
     r->depth = mm_shape_depth(v.shape);
-    rc = mm_walk(m, a->pid, &v, a->known_wts, &c, r);
+    rc = walk(m, a->pid, &v, a->known_wts, &c, f, r);
     if (rc) return rc;
     r->whole = c.whole;
     r->count = c.count;
@@ -153,10 +179,11 @@ static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
     bool helped;
     mm_chain_view c;
     int rc = mm_head(m, a->pid, &head, r);
+    fetching f = { mm_os_ticks(), 0 };
     uint64_t h = rc ? 0 : at_load_acquire(head);
     if (!rc && !h) rc = MM_NOPAGE;
     if (!rc) rc = mm_look_head(m, a->pid, h, &v, &helped, r);
-    if (!rc) rc = mm_walk(m, a->pid, &v, 0, &c, r);
+    if (!rc) rc = walk(m, a->pid, &v, 0, &c, f, r);
     for (uint32_t i = 0; !rc && i < c.count && i < a->capacity; i++) {
         a->triples[3 * i] = c.at[i].address;
         a->triples[3 * i + 1] = c.at[i].version;
@@ -251,7 +278,10 @@ static int get_stats(mm *m, void *out, mm_result *r)
     s->helped = at_load_relaxed(&m->g->helped);
     s->slot = m->slot_index;
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
-        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) s->slots++;
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) {
+            s->slots++;
+            for (uint32_t k = 0; k < MM_VIEWS; k++) s->views += at_load_relaxed(&m->slots[i].views[k]) != 0;
+        }
         s->operations += at_load_relaxed(&m->slots[i].operations);
         s->conflicts += at_load_relaxed(&m->slots[i].conflicts);
     }

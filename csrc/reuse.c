@@ -7,6 +7,8 @@
  *
  * Died here: RETIRED and FREE are states like others, anybody goes on; PUNCHING becomes HOLE when its owner is reaped.
  */
+#include <string.h>
+
 #include "internal.h"
 
 /* The caller has seen that no chain passes through segment n, which it has claimed, and has helped every head that it looked at. */
@@ -27,6 +29,17 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     return MM_OK;
 }
 
+/* The claim goes back: the segment may be written to again, by whoever has a lease in it, so nothing may say that it was retired.  Its cleaner
+ * may have died when it had just said so.  Durable with the first record that comes into it. */
+bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner)
+{
+    static const mm_segment_retired none;
+    uint8_t *said = m->log + (n << m->segment_shift) + mm_retired_offset(mm_segword_generation(*w));
+    if (mm_segword_state(*w) != MM_SEG_CLAIMED || at_load_acquire(&m->segments[n].word) != *w) return false; /* it is not claimed any more */
+    if (mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
+    return mm_segment_step(m, n, w, MM_SEG_SEALED, owner); /* release: it is forgotten before anybody writes */
+}
+
 /* The caller holds the mutex.  Pins first, views second: a view is noted before its pin goes (C13). */
 void mm_reclaim(mm *m)
 {
@@ -37,16 +50,6 @@ void mm_reclaim(mm *m)
         if (!oldest) oldest = mm_oldest_holder(m);
         if (since < oldest && !mm_viewed(m, n, mm_segword_generation(w))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
     }
-}
-
-/* A word names the segment that a view holds: generation:32 | number + 1:32. */
-bool mm_viewed(mm *m, uint64_t segment, uint64_t generation)
-{
-    uint64_t word = generation << 32 | (segment + 1);
-    for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++)
-        for (uint32_t k = 0; k < MM_VIEWS; k++)
-            if (at_load_acquire(&m->slots[i].views[k]) == word) return true;
-    return false;
 }
 
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */

@@ -34,7 +34,7 @@ typedef struct scan {
     uint64_t stable;     /* newest durable epoch that any header knows of */
     uint64_t segments;
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
-    bool *doubtful;      /* it says that it was retired, in a life that was discarded */
+    bool *torn;          /* retired durably, and its header does not hold */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
     mm_snapshot_entry *entries;
@@ -152,9 +152,7 @@ static bool retirement(scan *s, uint64_t n, uint64_t parity, mm_segment_retired 
 {
     memcpy(t, s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), sizeof *t);
     if (t->magic != MM_RETIRED_MAGIC || t->number != n || t->crc != crc32c_extend(s->m->uuid_seed, (const uint8_t *)t + 12, sizeof *t - 12)) return false;
-    if (colour_counts(s, t->epoch)) return true;
-    s->doubtful[n] = true;
-    return false;
+    return colour_counts(s, t->epoch);
 }
 
 /* The epoch at which this generation of the segment (0: whichever was the last) was retired, if the state that counts knows of it, or 0. */
@@ -181,6 +179,13 @@ static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
     return true;
 }
 
+/* Somebody who is in the cut names the generation that came after the retired one: the header was whole then, and is damaged. */
+static bool header_lost(const scan *s, uint64_t n, uint64_t generation)
+{
+    uint64_t retired = n < s->segments && s->torn[n] ? mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) : 0;
+    return retired && generation == (retired == 0xFFFFFF ? 2 : retired + 1);
+}
+
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
 static void adopt_segment(scan *s, uint64_t n)
 {
@@ -189,7 +194,8 @@ static void adopt_segment(scan *s, uint64_t n)
     mm_segment *e = &m->segments[n];
     uint64_t base = n << m->segment_shift;
     if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
-        if (base + MM_BLOCK <= s->size && adopt_retired(s, n, 0)) return;
+        s->torn[n] = base + MM_BLOCK <= s->size && adopt_retired(s, n, 0);
+        if (s->torn[n]) return;
         at_add_relaxed(&m->g->free_segments, 1);
         s->read[n] = false;
         return;
@@ -260,6 +266,7 @@ static int take_head(scan *s, uint64_t pid, uint64_t *head)
 {
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift, end = address + MM_RECORD_HEADER;
     if (n >= s->info->segments || end > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
+    if (header_lost(s, n, s->entries[n].word >> 32)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
     uint64_t word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     bool there = mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32;
     if (mm_segword_generation(word) && !there) {
@@ -313,6 +320,7 @@ static int require(const scan *s, uint64_t address, uint32_t generation, uint64_
 {
     uint64_t n = address >> s->m->segment_shift, word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     *found = NULL;
+    if (header_lost(s, n, generation)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
     if (mm_segword_state(word) == MM_SEG_RETIRED || (mm_segword_generation(word) && mm_segword_generation(word) != generation)) return MM_OK;
     if (mm_segword_state(word) == MM_SEG_SEALED && !s->read[n]) return MM_OK;
     found_lease *l = find_lease(s, address);
@@ -361,7 +369,7 @@ static int check_required(scan *s)
     return rc;
 }
 
-/* Above all epochs that the life that ended knew: a mark that says as much is one of the next life. */
+/* Above all epochs that the life that ended knew, and what is discarded of it now: a mark that says as much is one of the next life. */
 static uint64_t next_epoch(const scan *s)
 {
     mm_mark mark;
@@ -369,18 +377,22 @@ static uint64_t next_epoch(const scan *s)
     if (mm_mark_newest(&s->m->config, &mark, s->r) == MM_OK && mark.epoch > epoch) epoch = mark.epoch;
     for (uint32_t i = 0; i < s->pairs; i++)
         if (s->discards[2 * i + 1] > epoch) epoch = s->discards[2 * i + 1];
-    return epoch + 1;
+    return epoch + (s->report->max_colour > s->limit ? 2 : 1); /* + 1 is the end of the pair that is to come (mmpc/_recovery.py) */
 }
 
-/* What the life that was discarded said of the retirement of segments must not be believed later, when epochs have gone on. */
+/* What the life that was discarded said of the retirement of segments, or had not said whole, must not be believed later, when epochs have gone on. */
 static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
-    for (uint64_t n = 0; n < s->segments; n++)
-        for (uint64_t parity = 0; s->doubtful[n] && parity < 2; parity++) {
+    for (uint64_t n = 0; n < s->segments; n++) {
+        uint64_t base = n << s->m->segment_shift;
+        if (base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
+        for (uint64_t parity = 0; parity < 2; parity++) {
             mm_segment_retired t;
-            if (!retirement(s, n, parity, &t)) at_copy(s->m->log + (n << s->m->segment_shift) + mm_retired_offset(parity), &none, sizeof none);
+            uint8_t *said = s->m->log + base + mm_retired_offset(parity);
+            if (!retirement(s, n, parity, &t) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
         }
+    }
 }
 
 /* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */
@@ -391,7 +403,8 @@ static void end_leases(scan *s)
         const found_lease *l = &s->leases[i];
         if (!l->open) continue;
         mm_lease_header *h = (mm_lease_header *)(s->m->log + l->address);
-        at_store_relaxed(&h->end_epoch, epoch);
+        at_store_relaxed(&h->end, 0); /* in this order: cut off anywhere, it says something whole, or nothing */
+        at_store_release(&h->end_epoch, epoch);
         at_store_release(&h->end, (uint64_t)mm_lease_end_crc(l->seed, l->address, l->end - l->address, epoch) << 32 | (l->end - l->address));
     }
 }
@@ -423,7 +436,7 @@ static int count_chain(scan *s, uint64_t pid, uint64_t head)
     int rc = mm_look_head(m, pid, head, &v, &helped, s->r);
     while (!rc) {
         uint64_t n = v.address >> m->segment_shift;
-        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_span_of(mm_shape_length(v.shape)));
+        if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_shape_span(v.shape));
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
         rc = mm_look(m, pid, v.prev, &v, s->r);
     }
@@ -455,8 +468,8 @@ static int prepare_scan(scan *s)
     at_store_relaxed(&m->g->segments, n);
     at_store_relaxed(&m->g->log_size, s->size);
     s->read = calloc(n + 1, sizeof *s->read);
-    s->doubtful = calloc(n + 1, sizeof *s->doubtful);
-    if (!s->read || !s->doubtful) return mm_os_failed(s->r, ENOMEM);
+    s->torn = calloc(n + 1, sizeof *s->torn);
+    if (!s->read || !s->torn) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -518,7 +531,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);
     free(s.read);
-    free(s.doubtful);
+    free(s.torn);
     free(s.entries);
     free(s.owed);
     mm_os_unmap_files(m);

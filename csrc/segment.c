@@ -29,7 +29,7 @@ static uint64_t next_generation(uint64_t generation)
 {
     uint64_t random = 0;
     if (generation == 0) return mm_os_random(&random, sizeof random) ? 1 : 1 + random % (1u << 20);
-    return generation == 0xFFFFFF ? 2 : generation + 1; /* even and odd ones take turns */
+    return mm_generation_after(generation);
 }
 
 /* The one place where a segment changes state: from *w, as it was loaded, keeping the generation unless it is being prepared.  False: somebody
@@ -269,7 +269,7 @@ void mm_segment_abandon(mm *m, uint32_t slot, bool dead)
         switch (mm_segword_state(w)) {
         case MM_SEG_PREPARING: mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
         case MM_SEG_OPEN: if (unused(m, n, w)) mm_segment_step(m, n, &w, MM_SEG_FREE, 0); break;
-        case MM_SEG_CLAIMED: if (dead) mm_segment_step(m, n, &w, MM_SEG_SEALED, slot); break;
+        case MM_SEG_CLAIMED: if (dead) mm_segment_unclaim(m, n, &w, slot); break;
         case MM_SEG_PUNCHING: if (dead) mm_segment_step(m, n, &w, MM_SEG_HOLE, 0); break;
         default: break;
         }

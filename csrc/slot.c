@@ -53,7 +53,7 @@ static void reap(mm *m, uint32_t i)
 }
 
 /* True when the slot was dead, and now is free. */
-static bool reap_if_dead(mm *m, uint32_t i)
+bool mm_reap_if_dead(mm *m, uint32_t i)
 {
     if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
     bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
@@ -68,11 +68,13 @@ static uint64_t slots_used(const mm *m)
     return n < MM_SLOTS ? n : MM_SLOTS;
 }
 
+uint64_t mm_slots_used(const mm *m) { return slots_used(m); }
+
 uint64_t mm_reap_dead(mm *m)
 {
     uint64_t reaped = 0;
     for (uint32_t i = 0; i < slots_used(m); i++)
-        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += reap_if_dead(m, i);
+        if ((at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE) reaped += mm_reap_if_dead(m, i);
     return reaped;
 }
 
@@ -86,7 +88,7 @@ bool mm_somebody_announces(const mm *m)
 void mm_reap_announcing(mm *m)
 {
     for (uint32_t i = 0; i < slots_used(m); i++)
-        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) reap_if_dead(m, i);
+        if (at_load_acquire(&m->slots[i].announce) || at_load_acquire(&m->slots[i].helping)) mm_reap_if_dead(m, i);
 }
 
 static int reap_all(mm *m, void *reaped, mm_result *r)
@@ -376,7 +378,7 @@ static uint64_t oldest(mm *m, unsigned look)
         mm_slot *s = &m->slots[i];
         if ((at_load_acquire(&s->state) & 255) != MM_SLOT_LIVE) continue;
         uint64_t mine = oldest_of_slot(m, s, look);
-        if (mine < least && !reap_if_dead(m, i)) least = mine;
+        if (mine < least && !mm_reap_if_dead(m, i)) least = mine;
     }
     return least;
 }

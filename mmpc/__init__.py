@@ -1,7 +1,7 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
 from ._backup import Backup
-from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated
+from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
 from ._readers import Reader, readers
 from ._space import Cleaned, clean
@@ -66,6 +66,7 @@ __all__ = [
     "Unallocated",
     "Union",
     "Unsupported",
+    "View",
     "backup",
     "clean",
     "open",

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     T = TypeVar("T")
-    from ._hot import Counter, Free, Materialized, Meta, PagePtr, Unallocated, Verbs
+    from ._hot import Counter, Free, Materialized, Meta, PagePtr, Unallocated, Verbs, View
 elif sys.implementation.name != "cpython" or os.environ.get("MMPC_FACE") == "cffi":
-    from ._portable import Counter, Free, Materialized, Meta, PagePtr, T, Unallocated, Verbs
+    from ._portable import Counter, Free, Materialized, Meta, PagePtr, T, Unallocated, Verbs, View
 else:
     import importlib.machinery
     import importlib.util
@@ -25,8 +25,8 @@ else:
     _hot = importlib.util.module_from_spec(_spec)
     _loader.exec_module(_hot)
     sys.modules["mmpc._hot"] = _hot
-    from ._hot import Counter, Free, Materialized, Meta, PagePtr, Unallocated, Verbs
+    from ._hot import Counter, Free, Materialized, Meta, PagePtr, Unallocated, Verbs, View
 
     T = None  # the parameter of Verbs[T], which the C class ignores
 
-__all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", "Verbs"]
+__all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", "Verbs", "View"]

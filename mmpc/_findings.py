@@ -50,12 +50,12 @@ class Findings:
         self._seen: set[tuple[str, int, str]] = set()
 
     def damage(self, file: str, offset: int, message: str, page: int | None = None) -> None:
-        self._add(Problem(file, offset, message, page))
+        self.add(Problem(file, offset, message, page))
 
     def warn(self, file: str, offset: int, message: str, page: int | None = None) -> None:
-        self._add(Problem(file, offset, message, page, WARNING))
+        self.add(Problem(file, offset, message, page, WARNING))
 
-    def _add(self, problem: Problem) -> None:
+    def add(self, problem: Problem) -> None:
         what = problem.file, problem.offset, problem.message
         if what in self._seen:
             return

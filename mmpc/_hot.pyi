@@ -1,5 +1,6 @@
 # The C face for type checkers: names and signatures are those of the portable one.
 from ._portable import Verbs as Verbs
+from ._portable_view import View as View
 from .results import Counter as Counter
 from .results import Free as Free
 from .results import Materialized as Materialized

@@ -29,7 +29,7 @@ CONFIG_MAGIC = b"MMPCconf"
 
 SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
 SEGMENT_MAGIC = b"\0MMPCseg"
-# magic, crc, generation, number, epoch; at one of RETIRED_AT of a segment, for even and odd generations
+# magic, crc, generation, number, epoch; at RETIRED_AT of a segment: even generations, odd ones
 SEGMENT_RETIRED = Struct("<8sIIQQ")
 RETIRED_MAGIC = b"MMPCrtrd"
 RETIRED_AT = (512, 1024)
@@ -65,9 +65,8 @@ SLOT_LEASES_AT = 64
 SLOT = Struct("<QQQ40xQ56x32Q64Q128x")
 PINS = 32
 CONTROL_TIMES, TIMES, TIME_SAMPLE = 8192, 256, Struct("<QQ")  # of the epoch: (epoch, ns since 1970)
-SEGMENT_ENTRY = Struct("<QQQQQQ16x")  # word, fill, live, salt, opened, written
-SEGMENT_SINCE = Struct("<Q40xQ8x")  # word, since, of the same
 RETIRED = 5  # a state: nothing in the segment is needed by who comes later
+SEGMENT_ENTRY = Struct("<QQQQQQQQ")  # word, fill, live, salt, opened, written, since, looked
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
 # Offsets of the globals that are judged; each is one word.
@@ -98,7 +97,9 @@ MAX_WTS = (1 << 48) - 2
 MAX_COLOUR = (1 << 46) - 1
 BASE, DELTA, FREE = 1, 2, 3
 INNER = 1 << 44  # in `shape`
-FLAGS_UNKNOWN = 0xE << 44
+INDEX = 2 << 44
+INDEX_MAX = 32
+FLAGS_UNKNOWN = 0xC << 44
 COMMIT_XOR = 0x9E3779B9
 
 _crc = lib.mm_crc32c
@@ -119,9 +120,19 @@ def commit_of(checksum: int) -> int:
     return (checksum ^ COMMIT_XOR) or MASK32
 
 
-def span_of(length: int) -> int:
-    """Bytes that a record with such a payload takes."""
-    return length + 47 & -8
+def body_of(shape: int) -> int:
+    """Bytes of payload and index, which the checksum covers."""
+    return (shape & MASK32) + (shape >> 56 if shape & INDEX else 0)
+
+
+def inner_of(shape: int) -> int:
+    """How many records of its group stand before one of such a shape."""
+    return 0 if shape & INDEX else shape >> 56
+
+
+def span_of(body: int) -> int:
+    """Bytes that a record with such a body takes."""
+    return body + 47 & -8
 
 
 def colour_of(page_colour: int, prev_colour: int) -> int:
@@ -138,6 +149,8 @@ def sane(shape: int, version: int, prev: int) -> str | None:
         return f"flags {shape >> 44 & 15:#x} are unknown"
     if not 0 < wts <= MAX_WTS:
         return f"version {wts} cannot be"
+    if shape & INDEX and (kind != DELTA or shape & INNER or not 0 < shape >> 56 <= INDEX_MAX):
+        return f"an index of {shape >> 56} bytes cannot be in a record of kind {kind}"
     if kind == FREE and shape & MASK32:
         return "a FREE record has a payload"
     if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):

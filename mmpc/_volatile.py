@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ._findings import Findings
+from ._findings import Findings, Problem
 from ._layout import (
     ADDRESS_MASK,
     BLOCK,
@@ -33,11 +33,13 @@ from ._layout import (
     crc,
     words,
 )
-from ._log import Log
+from ._log import Log, Segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ._log import Record
 
 _BOOT = slice(40, 104)  # of the identity
 TORN = "the next open makes `control` and `table` again from the log; what was not flushed may be lost"
@@ -163,20 +165,34 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
     if log.segments and max(log.segments) >= count:
         findings.damage("control", at, f"there are {max(log.segments) + 1} segments, not {count}")
     data = os.pread(control.fds["control"], count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS)
+    holding = {address >> log.shift for address in log.leases}
     for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data[: len(data) // 64 * 64])):
-        word, salt = entry[0], entry[3]
-        state, generation, segment = word & 15, word >> 4 & 0xFFFFFF, log.segments.get(number)
-        place = CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
-        if segment is None:
-            if state in IN_USE and not os.pread(log.fd, 1, (number << log.shift) + 1):
-                findings.damage("log", log.size, f"segment {number} lies beyond the end", None)
-            continue
-        if state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
-            findings.damage("control", place, f"the entry of segment {number} does not fit its header")
-        elif state not in IN_USE and generation == segment.generation and _holds_leases(log, number):
-            if _gone_now(log, number):
-                continue
-            findings.damage("control", place, f"segment {number} is said to be in state {state}, but holds data")
+        segment, wrong = log.segments.get(number), None
+        for _ in range(3):  # it may just be changing, or have changed since the header was read
+            wrong = _wrong_with_entry(entry, segment, number, log, number in holding)
+            if wrong is None:
+                break
+            segment = log.segment_now(number)
+            place = CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
+            entry = SEGMENT_ENTRY.unpack(os.pread(control.fds["control"], SEGMENT_ENTRY_SIZE, place))
+        if wrong is not None:
+            findings.add(wrong)
+
+
+def _wrong_with_entry(
+    entry: tuple[int, ...], segment: Segment | None, number: int, log: Log, holds: bool
+) -> Problem | None:
+    word, salt = entry[0], entry[3]
+    state, generation = word & 15, word >> 4 & 0xFFFFFF
+    place = CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
+    if segment is None:
+        if state in IN_USE and not os.pread(log.fd, 1, (number << log.shift) + 1):
+            return Problem("log", log.size, f"segment {number} lies beyond the end")
+    elif state in IN_USE and (generation, salt) != (segment.generation, segment.salt):
+        return Problem("control", place, f"the entry of segment {number} does not fit its header")
+    elif state not in IN_USE and generation == segment.generation and holds and not log.gone(segment):
+        return Problem("control", place, f"segment {number} is said to be in state {state}, but holds data")
+    return None
 
 
 def ask_for_headers(control: Control, log: Log) -> None:
@@ -187,15 +203,6 @@ def ask_for_headers(control: Control, log: Log) -> None:
         entry = os.pread(control.fds["control"], 8, CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE)
         if int.from_bytes(entry, "little") & 15 in IN_USE:
             log.segment(number)
-
-
-def _holds_leases(log: Log, number: int) -> bool:
-    return any(address >> log.shift == number for address in log.leases)
-
-
-def _gone_now(log: Log, number: int) -> bool:
-    segment = log.segment_now(number)
-    return segment is not None and log.gone(segment)
 
 
 def _judge_slots(control: Control, log: Log, findings: Findings) -> None:
@@ -216,8 +223,9 @@ def _slot_names(control: Control, log: Log, place: int) -> str | None:
     _announce, address, shape, fill = SLOT_LEASES.unpack(data)
     if not address or not fill:
         return None
-    segment = log.segment_now(address >> log.shift)
-    if segment is not None and (segment.generation != shape >> 32 or log.gone(segment)):
+    if address >> log.shift >= control.word("segments"):
+        return None  # given back when the log was made shorter
+    if not log.needed(address, shape >> 32):
         return None
     lease = log.refresh(address)
     if lease is None or lease.end - lease.address < fill:
@@ -254,23 +262,52 @@ def judge_heads(control: Control, log: Log, findings: Findings) -> None:
     """Each head names a whole record of its page, as new as the newest committed one; no page is missing."""
     published, seen = control.word("table_pages"), set()
     for page, head in heads(control):
-        place = WORDS_OFFSET + 8 * page
         seen.add(page)
         if page >= published and page >= control.word("table_pages"):
+            place = WORDS_OFFSET + 8 * page
             findings.damage("table", place, f"a head word beyond the {published} that 'control' publishes", page)
-        if head.bit_count() & 1:
-            findings.damage("table", place, "the head word is damaged", page)
-            continue
-        record = log.find((head & ADDRESS_MASK) << 3)
-        if record is None:
-            findings.damage("log", (head & ADDRESS_MASK) << 3, "the newest record is damaged", page)
-            continue
-        newest = log.newest.get(page)
-        if record.page != page:
-            findings.damage("table", place, f"the head word names a record of page {record.page}", page)
-        elif newest is not None and log.versions[newest] > record.version:
-            findings.damage("table", place, "the head word names an old record", page)
-        elif newest is None or log.addresses[newest] != record.address:
-            log.judge_chain(record)
+        if _wrong_with_head(log, page, head, log.find, newest_too=False) is not None:
+            wrong = settled(control, log, page)
+            if wrong is not None:
+                findings.add(wrong)
     for page in log.newest.keys() - seen:
         findings.damage("table", WORDS_OFFSET + 8 * page, "the head word is missing", page)
+
+
+def settled(control: Control, log: Log, page: int) -> Problem | None:
+    """What is wrong with a page as its head word, and the log, say now.
+
+    A head that is the same before and after names a chain whose segments are not used again. While it changes the page
+    is looked at again: somebody changes, or moves, it.
+    """
+    head = _head(control, page)
+    for _ in range(100):
+        wrong = _wrong_with_head(log, page, head, log.look, newest_too=True)
+        before, head = head, _head(control, page)
+        if wrong is None or head == before:
+            return wrong
+    return None
+
+
+def _head(control: Control, page: int) -> int:
+    return int.from_bytes(os.pread(control.fds["table"], 8, WORDS_OFFSET + 8 * page), "little")
+
+
+def _wrong_with_head(
+    log: Log, page: int, head: int, find: Callable[[int], Record | None], newest_too: bool
+) -> Problem | None:
+    """`newest_too`: the chain under the newest record that the log has of the page is judged here as well."""
+    place, address, newest = WORDS_OFFSET + 8 * page, (head & ADDRESS_MASK) << 3, log.newest.get(page)
+    if head.bit_count() & 1:
+        return Problem("table", place, "the head word is damaged", page)
+    record = find(address)
+    if record is None:
+        return Problem("log", address, "the newest record is damaged", page)
+    if record.page != page:
+        return Problem("table", place, f"the head word names a record of page {record.page}", page)
+    if newest is not None and log.versions[newest] > record.version:
+        return Problem("table", place, "the head word names an old record", page)
+    if newest is None or newest_too or log.addresses[newest] != record.address:
+        chain = log.chain(record, find)
+        return chain if isinstance(chain, Problem) else None
+    return None

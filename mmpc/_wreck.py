@@ -25,6 +25,7 @@ from ._layout import (
     RECORD,
     SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
+    body_of,
     commit_of,
     crc,
     crc_word,
@@ -60,7 +61,7 @@ class Wreck(Log):
         self.spots: list[Spot] = []
         self.lost_segments: list[int] = []
 
-    def _look(self, address: int) -> Record | None:
+    def look(self, address: int) -> Record | None:
         return None  # everything was read
 
     def _scan_segment(self, number: int) -> None:
@@ -93,7 +94,7 @@ class Wreck(Log):
             self._spot(data, base, bad, at, True, segment.seed)
             bad = -1
             self._add(base + at, fields)
-            at += span_of(fields[1] & MASK32)
+            at += span_of(body_of(fields[1]))
         self._spot(data, base, bad, end, False, segment.seed)
 
     def _add(self, address: int, fields: tuple[int, ...]) -> None:
@@ -156,7 +157,7 @@ def accepted(data: bytes, at: int, address: int, seed: int) -> tuple[int, int, i
     if at + RECORD.size > len(data):
         return None
     word, shape, page_colour, version, prev_colour = RECORD.unpack_from(data, at)
-    n = shape & MASK32
+    n = body_of(shape)
     if at + RECORD.size + n > len(data) or sane(shape, version, prev_colour & (1 << 42) - 1) is not None:
         return None
     start = ffi.from_buffer(data)
@@ -178,7 +179,7 @@ def whose(data: bytes, at: int, address: int, seed: int) -> tuple[int | None, in
         number = int.from_bytes(head, "little") ^ 1 << bit
         turned = number.to_bytes(RECORD.size, "little")
         word, shape, page_colour, version, prev_colour = RECORD.unpack(turned)
-        n = shape & MASK32
+        n = body_of(shape)
         if at + RECORD.size + n > len(data) or sane(shape, version, prev_colour & (1 << 42) - 1) is not None:
             continue
         payload = data[at + RECORD.size : at + RECORD.size + n]

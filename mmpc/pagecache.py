@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 
-from . import _backup, _files, _maintenance, _readers, _snapshot, _store, errors
+from . import _backup, _files, _maintenance, _readers, _snapshot, _store, _views, errors
 from ._face import Materialized, PagePtr, T, Verbs
 from ._native import ffi, lib
 from .materializer import Materializer, by_name
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = 64 << 20
 DEFAULT_THRESHOLD = 10
 _NEVER = 1000  # deeper than any chain
+_VIEW_TRIES = 8  # consolidations for one view, against writers that append all the time
 
 
 def open(
@@ -32,6 +33,7 @@ def open(
     read_only: bool = False,
     temporary: bool = False,
     cache_capacity: int = DEFAULT_CACHE,
+    mapped_capacity: int | None = None,
     page_consolidation_threshold: int = DEFAULT_THRESHOLD,
     segment_size: int | None = None,
     flush_every_ms: int | None = None,
@@ -43,7 +45,10 @@ def open(
     `create` makes it when it is not there (with mode 0700).  `temporary` removes it when the last process
     closes it; `path` may then be None. `read_only` refuses every verb that writes; the directory must be
     writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
-    cache of decoded values.  Chains of more than `page_consolidation_threshold` fragments are merged to one
+    cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
+    `mapped_capacity` (bytes, at least 4 MiB) bounds what this handle keeps mapped of the log, which counts as
+    resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
+    until the kernel needs the memory.  Chains of more than `page_consolidation_threshold` fragments are merged to one
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
     good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
     that what any process writes is flushed within about that time: one flush a period, however many processes
@@ -66,6 +71,8 @@ def open(
         path, create = _files.temporary_path(), True
     where = os.path.abspath(os.fsdecode(path))
     _check_int("cache_capacity", cache_capacity, 0, 1 << 62)
+    if mapped_capacity is not None:
+        _check_int("mapped_capacity", mapped_capacity, 4 << 20, 1 << 62)
     _check_int("page_consolidation_threshold", page_consolidation_threshold, 1, 200)
     shift = None
     if segment_size is not None:
@@ -79,7 +86,9 @@ def open(
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else _NEVER
-    options = _store.Options(where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup)
+    options = _store.Options(
+        where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
+    )
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -117,7 +126,7 @@ class PageCache(Verbs[T]):
 
     Any number of threads may share a handle.  It pickles (path and options) and survives fork: a forked child
     attaches by itself at its first operation.  The verbs `get`, `get_many`, `get_page_frags`, `allocate`,
-    `append`, `append_many`, `link`, `replace` and `free` are those of `Verbs`. Values that `get` returns are
+    `view`, `append`, `append_many`, `link`, `replace` and `free` are those of `Verbs`. Values that `get` returns are
     shared with the cache: treat them as immutable.
     """
 
@@ -132,10 +141,12 @@ class PageCache(Verbs[T]):
         "_lock",
         "_materializer",
         "_options",
+        "_owner",
         "_pid",
         "_snapshotter",
         "_was_recovered",
     )
+    _may_consolidate = True  # for a view
 
     def __init__(self, materializer: Materializer[T], options: _store.Options, create: bool, capacity: int) -> None:
         self._materializer = materializer
@@ -163,8 +174,10 @@ class PageCache(Verbs[T]):
 
         m = self._materializer
         size_of = m.size_in_bytes if type(m).size_in_bytes is not Materializer.size_in_bytes else None
+        lib.mm_mapped_bound(self._attachment.mm, self._options.mapped or 0)
         address = int(ffi.cast("uintptr_t", self._attachment.mm))
         last = m.size_rule == "last"
+        self._owner = _views.Owner(self._attachment, self._options)
         self._bind(
             address,
             codec.packer(),
@@ -174,6 +187,7 @@ class PageCache(Verbs[T]):
             last,
             size_of,
             self._capacity,
+            self._owner,
         )
 
     # ---- verbs that are loops around others
@@ -393,6 +407,23 @@ class PageCache(Verbs[T]):
             status, pid=pid, length=length, offset=offset, file=file, os_error=os_error, path=self._options.path
         )
 
+    def _contiguous(self, pid: int, tries: int) -> tuple[bytes, PagePtr] | None:
+        """For `view` of a page of several fragments: consolidates them, so that it can try again; or its value,
+        encoded, and its key, where there is no room to, or writers were faster again and again.
+        """
+        from . import codec
+
+        if self._may_consolidate and tries < _VIEW_TRIES:
+            try:
+                self._consolidate(pid)
+                return None
+            except (errors.DiskFullError, errors.FragmentTooLarge):
+                tries = _VIEW_TRIES
+        page = self.get(pid)
+        if not isinstance(page, Materialized):
+            raise self._not_materialized(pid, page)
+        return codec.encode(page.value), page.key
+
     # ---- fork, pickle, close
 
     def _here(self) -> None:
@@ -405,8 +436,15 @@ class PageCache(Verbs[T]):
     def _after_fork(self) -> None:
         """In the child: gives up what was inherited at once, so that the parent's death can be seen."""
         self._lock = threading.RLock()
-        if not self._closed:
+        if self._closed:
+            return
+        if self._owner.inherited is None:
             lib.mm_orphan(self._attachment.mm)
+            return
+        try:
+            self._reattach()  # at once: views are open
+        except (errors.MmpcError, OSError):
+            return  # the parent goes on holding them (_views.py); the next verb tries again, and tells
 
     def _reattach(self) -> None:
         with self._lock:
@@ -414,12 +452,15 @@ class PageCache(Verbs[T]):
                 raise errors.Closed("this handle is closed; open the store again")
             if self._pid == os.getpid() and not self._orphaned():
                 return
-            old = self._attachment
-            lib.mm_orphan(old.mm)
-            self._former.append(old)
+            old, owner = self._attachment, self._owner
+            if owner.inherited is None:
+                lib.mm_orphan(old.mm)
             self._attachment, _ = _store.open_store(self._options, create=False)
+            self._former.append(old)
             self._pid = os.getpid()
             self._bind_face()
+            owner.bequeath(self._owner)
+            lib.mm_orphan(old.mm)
             self._snapshotter = None
             self._start_flusher()
 
@@ -436,7 +477,7 @@ class PageCache(Verbs[T]):
         store is removed.
 
         Idempotent, from any thread.  Calls of other threads that are inside finish; later ones raise Closed.
-        The memory is unmapped when the last of them, and the last open Tx, has ended.
+        The memory is unmapped when the last of them, the last open Tx and the last view have ended.
         """
         with self._lock:
             if self._closed:
@@ -455,7 +496,10 @@ class PageCache(Verbs[T]):
             self._flusher.stop()
         if self._snapshotter is not None:
             self._snapshotter.join()
+        _views.sweep()
         if options.temporary:
+            if self._owner.in_use():
+                _store.remove_if_last(options.path, but=self._attachment.slot)  # views need no directory
             lib.mm_close(mm)
             _store.remove_if_last(options.path)
             return
@@ -497,6 +541,7 @@ class PageCache(Verbs[T]):
             o.threshold,
             o.flush_every_ms,
             o.cleanup,
+            o.mapped,
         )
 
     def __repr__(self) -> str:
@@ -531,6 +576,7 @@ class ReadOnlyPageCache(PageCache[T]):
     """A handle opened with read_only=True: every verb that writes raises Unsupported."""
 
     __slots__ = ()
+    _may_consolidate = False
 
     def _refuse(self, *_args: Any, **_options: Any) -> Any:
         raise errors.Unsupported("this handle was opened read_only; open the store again to write")
@@ -563,6 +609,7 @@ class Stats:
         "slots",
         "stable",
         "table_bytes",
+        "views",
         "written",
     )
 
@@ -597,7 +644,8 @@ def _reopen(
     capacity: int,
     threshold: int,
     flush_every_ms: int | None,
-    cleanup: tuple[int, int] = (40, 10),
+    cleanup: tuple[int, int],
+    mapped: int | None,
 ) -> PageCache[T]:
     return open(
         path,
@@ -605,6 +653,7 @@ def _reopen(
         read_only=read_only,
         temporary=temporary,
         cache_capacity=capacity,
+        mapped_capacity=mapped,
         page_consolidation_threshold=threshold if threshold != _NEVER else DEFAULT_THRESHOLD,
         flush_every_ms=flush_every_ms,
         segment_cleanup_threshold=cleanup[0] / 100,
@@ -617,8 +666,10 @@ _handles: weakref.WeakSet[PageCache[Any]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    _views.after_fork_in_child()
     for handle in list(_handles):
         handle._after_fork()
+    _views.after_handles_in_child()
 
 
 def _at_exit() -> None:
@@ -632,5 +683,9 @@ def _at_exit() -> None:
         raise failed
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_views.before_fork,
+    after_in_parent=_views.after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 atexit.register(_at_exit)

@@ -12,7 +12,7 @@ import time
 
 from . import _store, _volatile, errors
 from ._findings import Findings, Problem
-from ._lasting import Config
+from ._lasting import Config, Snapshot
 from ._layout import ADDRESS_MASK, FREE, PAGE_MASK, RECORD, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
 from ._log import COMMITTED, Record
 from ._native import ffi, lib
@@ -182,17 +182,16 @@ class _Found:
         """
         log = self.log
         assert log is not None
-        required = [(address, fill) for address, fill, _generation in check.marks.leases]
-        if check.log is not None:
-            required += [(lease.previous, lease.filled) for lease in check.log.leases.values() if lease.followed]
-        ranges = sorted((address, address + fill) for address, fill in required)
+        ranges = sorted((address, address + fill) for address, fill in _required(check))
         for spot in log.spots:
             below = any(low <= spot.start < high for low, high in ranges)
             if spot.page is not None and (below or (check.same_boot and spot.followed)):
                 self._note(spot.page, spot.version, spot.start)
         for snapshot in check.snapshots:
+            left = _left(check, snapshot)
             for page, address in snapshot.heads():
-                self._head(page, address)
+                if address >> log.shift not in left:
+                    self._head(page, address)
         if check.control is not None and check.control.table_counts:
             for page, head in _volatile.heads(check.control):
                 if head.bit_count() % 2 == 0:
@@ -233,6 +232,25 @@ class _Found:
     def payload(self, record: Record) -> bytes:
         assert self.log is not None
         return self.log.read(record.address + RECORD.size, record.length)
+
+
+def _left(check: Check, snapshot: Snapshot) -> set[int]:
+    """Segments that were retired, or used again, since the snapshot: its heads there were replaced."""
+    log = check.log
+    if log is None:
+        return set()
+    return {n for n, word in enumerate(snapshot.entries) if not log.needed(n << log.shift, word >> 32)}
+
+
+def _required(check: Check) -> list[tuple[int, int]]:
+    """(address, bytes) of what must be whole in leases: by the marks, by the lease that came next, by their own end."""
+    log = check.log
+    if log is None:
+        return [(address, fill) for address, fill, _generation in check.marks.leases]
+    named = list(check.marks.leases)
+    named += [(a.previous, a.filled, a.previous_generation) for a in log.leases.values() if a.followed]
+    required = [(address, fill) for address, fill, generation in named if log.needed(address, generation)]
+    return required + [(at, a.ended) for at, a in log.leases.items() if a.ended and log.counts(a.ended_epoch)]
 
 
 # ---- the new store

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, _volatile, errors
+from . import _files, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
 from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, MASK32, RETIREMENTS_AT, SEGMENT_MAGIC
-from ._log import Log
+from ._log import Lease, Log, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
 
     Judged are `config`, the marks, the snapshots, the headers of segments and leases, every record, the groups, what
     must be whole by the marks and by later leases, the chain of each page's newest version, now and as a power loss
-    would leave it, and, if they are of this boot, `control` and the head words. Anybody may use the store meanwhile.
+    would leave it, and, if they are of this boot, `control` and the head words. Anybody may use the store meanwhile:
+    where damage is found while others write it is looked at again under a pin, so that nothing is used again meanwhile.
 
     `progress(done, total)` is called now and then with bytes. The result is a `Report`; damage is no exception.
     Errors: FileNotFoundError (no such directory); IncompatibleStore (no store, or of another format); PermissionError.
@@ -117,7 +118,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     for _ in range(2):
         if report.ok or before == _changing(where):
             break
-        report, before = _once(where, progress)
+        with _store.Held(where):
+            report, before = _once(where, progress)
     report.seconds = time.monotonic() - begun
     return report
 
@@ -251,6 +253,7 @@ class Check:
             if snapshot is not None:
                 self.snapshots.append(snapshot)
         self.marks = self._read_marks(findings)
+        self._config_is_the_newest()
         if "log" not in files.fds:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
@@ -259,9 +262,9 @@ class Check:
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
         self._required(log)
-        self._chains(log)
+        self._chains(log, control)
         self._lost_marks(log)
-        self._heads_of_snapshots(log)
+        self._heads_of_snapshots(log, control)
         self._volatile(control, log)
         log.judge_headers()
 
@@ -289,14 +292,12 @@ class Check:
     def _required(self, log: Log) -> None:
         """Below the fills of the newest mark, and in the leases before one that is required or counts."""
         for address, fill, generation in self.marks.leases:
-            used_again = self._used_again(log, address >> log.shift, generation)
-            if not used_again and self._require(log, address, generation, fill, "the newest mark"):
-                self._backwards(log, address)
+            self._backwards(log, self._require(log, address, generation, fill, "the newest mark"))
         for address, lease in log.leases.items():
-            if lease.ended > lease.end - address and log.counts(lease.ended_epoch):
+            if lease.ended > lease.end - address and log.counts(lease.ended_epoch) and self._stands(log, address):
                 self.findings.damage("log", lease.end, "a damaged record in a lease that was used beyond it")
-        for address in [a for a, lease in log.leases.items() if lease.counts]:
-            self._backwards(log, address)
+        for lease in [lease for lease in log.leases.values() if lease.counts]:
+            self._backwards(log, lease)
         if self.marks.segments << log.shift >= log.size + (1 << log.shift):
             self.findings.damage("log", log.size, f"is cut short: {self.marks.segments} segments were in use")
         known = int.from_bytes(log.read(RETIREMENTS_AT, 8), "little") & MASK32
@@ -304,42 +305,47 @@ class Check:
             said = f"knows of {known} retirements, the newest mark of {self.marks.retirements}: it is the older one"
             self.findings.damage("log", RETIREMENTS_AT, said)
 
-    def _backwards(self, log: Log, address: int) -> None:
-        lease = log.leases.get(address)
+    def _stands(self, log: Log, address: int) -> bool:
+        """The segment has not been used again, or retired, since it was read."""
+        read, now = log.segments[address >> log.shift], log.segment_now(address >> log.shift)
+        return now is None or (now.generation == read.generation and not log.gone(now))
+
+    def _config_is_the_newest(self) -> None:
+        """A config from before a recovery discarded colours would bring them back."""
+        config = self.config
+        assert config is not None
+        if self.marks.discarded > max((hi for _lo, hi in config.discards), default=0):
+            said = f"colours up to {self.marks.discarded} were discarded, says the newest mark; this 'config' is older"
+            self.findings.damage("config", 0, said)
+
+    def _backwards(self, log: Log, lease: Lease | None) -> None:
         while lease is not None and lease.previous and not lease.followed:
             lease.followed = True
             number = lease.previous >> log.shift
             if number > max(log.segments, default=0):
                 return  # given back when the log was made shorter: which segments were in use a mark says
-            if self._used_again(log, number, lease.previous_generation):
-                return
             who = f"the lease at {lease.address}"
-            if not self._require(log, lease.previous, lease.previous_generation, lease.filled, who):
-                return
-            lease = log.leases.get(lease.previous)
+            lease = self._require(log, lease.previous, lease.previous_generation, lease.filled, who)
 
-    @staticmethod
-    def _used_again(log: Log, number: int, generation: int) -> bool:
-        segment = log.segment_now(number)
-        return segment is not None and (segment.generation != generation or log.gone(segment))
-
-    def _require(self, log: Log, address: int, generation: int, fill: int, who: str) -> bool:
-        """A whole lease filled so far; looked at again, since it may have been written to after it was read. In a
-        segment that was retired, or is used again, nothing is needed.
+    def _require(self, log: Log, address: int, generation: int, fill: int, who: str) -> Lease | None:
+        """A lease that must be there, filled so far; looked at again, since it may have been written to after it was
+        read. None: damage, or nothing in its segment is needed, which was retired, or is used again.
         """
-        if self._used_again(log, address >> log.shift, generation):
-            return True
+        if not log.needed(address, generation):
+            return None
         lease = log.leases.get(address)
         if lease is None or lease.end - address < fill:
             lease = log.refresh(address)
+            if not log.needed(address, generation):
+                return None
         if lease is None:
             self.findings.damage("log", address, f"the lease that {who} names is damaged or missing")
-            return False
+            return None
         log.leases.setdefault(address, lease)
         if lease.end - address < fill:
             self.findings.damage("log", lease.end, f"a damaged record below the fill that {who} gives", None)
-            return False
-        return True
+            return None
+        return log.leases[address]
 
     def _lost_marks(self, log: Log) -> None:
         """Whoever knows of a newer durable epoch than the marks say proves that a mark is lost."""
@@ -360,17 +366,33 @@ class Check:
 
     # ---- pages
 
-    def _chains(self, log: Log) -> None:
+    def _chains(self, log: Log, control: _volatile.Control) -> None:
         """The newest version of each page that counts, as it is and as a power loss would leave it."""
         for page, index in log.newest.items():
-            log.judge_chain(log.record(index))
+            self._judge_chain(log, control, log.record(index))
             durable = log.newest_durable.get(page)
             if durable is not None and durable != index:
-                log.judge_chain(log.record(durable))
+                self._judge_chain(log, control, log.record(durable))
 
-    def _heads_of_snapshots(self, log: Log) -> None:
+    def _judge_chain(self, log: Log, control: _volatile.Control, record: Record) -> None:
+        """What is wrong with the chain under a record is damage, unless the page has left it since it was read: then
+        its head word says so, and for a version that was durable there was a flush since.
+        """
+        found = log.chain(record)
+        if not isinstance(found, Problem):
+            return
+        newest = log.newest.get(record.page)
+        last = newest is None or log.versions[newest] <= record.version
+        if control.table_counts and (last or self._read_marks(Findings()).durable > self.marks.durable):
+            wrong = _volatile.settled(control, log, record.page)
+            if wrong is None:
+                return
+        self.findings.add(found)
+
+    def _heads_of_snapshots(self, log: Log, control: _volatile.Control) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
+            standing = {n for n, word in enumerate(snapshot.entries) if log.needed(n << log.shift, word >> 32)}
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
@@ -379,12 +401,17 @@ class Check:
                 elif segment is None:
                     log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
-                elif segment.generation == snapshot.entries[number] >> 32 and not log.gone(segment):
+                elif number in standing:
                     record = log.find(address)
                     if record is None or record.page != page:
-                        self.findings.damage("log", address, f"the record that {snapshot.name} names is damaged", page)
+                        if log.needed(address, snapshot.entries[number] >> 32):
+                            said = f"the record that {snapshot.name} names is damaged"
+                            self.findings.damage("log", address, said, page)
                     elif page not in log.newest or log.versions[log.newest[page]] < record.version:
-                        log.judge_chain(record)
+                        self._judge_chain(log, control, record)
+                elif page not in log.newest and not self.same_boot:  # else its head word tells
+                    said = f"page {page} left the segment after {snapshot.name} was made; where it went is gone"
+                    self.findings.damage("log", address, said, page)
 
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
         if control.known and not control.failed:

@@ -1,5 +1,6 @@
 """docs/format.md says what csrc/layout.h says, and both say what is in a store."""
 
+import random
 import re
 import shutil
 import struct
@@ -16,6 +17,7 @@ TEXT = (ROOT / "docs" / "format.md").read_text()
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 STRUCTS = [
     "mm_segment_header",
+    "mm_segment_retired",
     "mm_lease_header",
     "mm_record",
     "mm_mark_sector",
@@ -82,9 +84,13 @@ def seed(uuid: bytes, salt: bytes) -> int:
     return crc(salt, crc(uuid))
 
 
+def body(found: dict[str, int]) -> int:
+    """Bytes of payload and index."""
+    return found["length"] + (found["inner"] if found["flags"] & 2 else 0)
+
+
 def record_crc(data: bytes, at: int, address: int, start: int) -> int:
-    length = record(data, at)["length"]
-    payload = crc(data[at + 40 : at + 40 + length], crc(struct.pack("<Q", address), start))
+    payload = crc(data[at + 40 : at + 40 + body(record(data, at))], crc(struct.pack("<Q", address), start))
     return crc(data[at + 8 : at + 40], payload)
 
 
@@ -179,7 +185,7 @@ def test_files(store: Path) -> None:
 def test_config(store: Path) -> None:
     data = (store / "config").read_bytes()
     assert part("config", data, 0, "magic") == b"MMPCconf"
-    assert number("config", data, 0, "format") == 2
+    assert number("config", data, 0, "format") == 3
     assert number("config", data, 0, "length") == len(data)
     assert number("config", data, 0, "crc") == crc(data[16:])
     assert number("config", data, 0, "segment_shift") == 17
@@ -203,7 +209,7 @@ def walk(log: bytes, uuid: bytes, size: int) -> Iterator[tuple[int, dict[str, in
                 at += 4096
                 continue
             stop = at + number("mm_lease_header", log, at, "blocks") * 4096
-            yield from records(log, at + 48, min(stop, end), start)
+            yield from records(log, at + 64, min(stop, end), start)
             at = stop
 
 
@@ -215,10 +221,10 @@ def lease_holds(log: bytes, at: int, start: int) -> bool:
 def records(log: bytes, at: int, stop: int, start: int) -> Iterator[tuple[int, dict[str, int], bytes]]:
     while at + 40 <= stop:
         found = record(log, at)
-        if at + 40 + found["length"] > stop or found["crc"] != record_crc(log, at, at, start):
+        if at + 40 + body(found) > stop or found["crc"] != record_crc(log, at, at, start):
             return
         yield at, found, log[at + 40 : at + 40 + found["length"]]
-        at += (40 + found["length"] + 7) // 8 * 8
+        at += (40 + body(found) + 7) // 8 * 8
 
 
 def test_log_and_table(store: Path) -> None:
@@ -245,6 +251,43 @@ def test_log_and_table(store: Path) -> None:
         assert (page.key.head & (1 << 42) - 1, page.key.wts) == (delta[0] // 8, delta[1]["wts"])
         assert page.value == b"hello world"
         assert pages.get(3).is_free()
+
+
+def indexed(log: bytes, address: int) -> set[int]:
+    """The blocks that the index of a record names."""
+    found = record(log, address)
+    start = address + 40 + found["length"]
+    block, value, shift, blocks = found["prev"] * 8 // 4096, 0, 0, set()
+    for byte in log[start : address + 40 + body(found)]:
+        value, shift = value | (byte & 127) << shift, shift + 7
+        if byte & 128:
+            continue
+        blocks |= {block, block + (value & 1)}
+        block += (value >> 2) if not value & 2 else -(value >> 2) - 1
+        value = shift = 0
+    assert not shift
+    return blocks | {block}
+
+
+def test_an_index_names_every_block_of_the_older_records(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    with mmpc.open(tmp_path / "store", mmpc.Append(), create=True, page_consolidation_threshold=200) as pages:
+        pids = [pages.allocate(b"base")[0] for _ in range(40)]
+        for _ in range(300):
+            pages.append(rng.choice(pids), bytes(rng.choice((30, 30, 3000, 5000))))
+        log = (tmp_path / "store" / "log").read_bytes()
+        complete = 0
+        for pid in pids:
+            address, blocks, found = (pages.get(pid).key.head & (1 << 42) - 1) * 8, set(), {"kind": 2}
+            named = indexed(log, address) if record(log, address)["kind"] == 2 else set()
+            while record(log, address)["kind"] == 2:
+                address = record(log, address)["prev"] * 8
+                found = record(log, address)
+                blocks |= {address // 4096, min((address + 39 + found["length"]) // 4096, address // 4096 + 1)}
+            assert named <= blocks
+            complete += named == blocks
+        assert complete > 20  # the longest ones end at 32 bytes
+    assert mmpc.verify(tmp_path / "store").ok
 
 
 def test_marks(store: Path) -> None:

@@ -20,7 +20,7 @@ from mmpc import _face
 from mmpc._native import ffi, lib
 
 PORTABLE = _face.Verbs.__module__ == "mmpc._portable"
-OVERHEAD = 256  # MM_OBJECT_OVERHEAD: what an entry is charged beside its value
+OVERHEAD = 512 if PORTABLE else 256  # what an entry is charged beside its value
 
 
 class Lists(mmpc.Materializer):

@@ -37,14 +37,15 @@ def rows(title: str) -> list[list[str]]:
     ("title", "layout", "fields"),
     [
         ("mm_segment_header", _layout.SEGMENT_HEADER, 8),
-        ("mm_lease_header", _layout.LEASE_HEADER, 8),
+        ("mm_segment_retired", _layout.SEGMENT_RETIRED, 5),
+        ("mm_lease_header", _layout.LEASE_HEADER, 11),
         ("mm_record", _layout.RECORD, 5),
-        ("mm_mark_sector", _layout.MARK_SECTOR, 6),
+        ("mm_mark_sector", _layout.MARK_SECTOR, 8),
         ("mm_snapshot_header", _layout.SNAPSHOT_HEADER, 13),
         ("mm_snapshot_entry", _layout.SNAPSHOT_ENTRY, 2),
         ("mm_identity", _layout.IDENTITY, 12),
         ("mm_words_header", _layout.WORDS_HEADER, 4),
-        ("mm_segment", _layout.SEGMENT_ENTRY, 6),
+        ("mm_segment", _layout.SEGMENT_ENTRY, 8),
         ("config", _layout.CONFIG, 10),
     ],
 )

@@ -52,6 +52,7 @@ VERBS = [
     "update",
     "append-many",
     "tx",
+    "view",
     "bump-rts",
     "flush",
     "snapshot",
@@ -66,7 +67,7 @@ VERBS = [
     "get-consolidates-python",
 ]
 OPENING = ["create", "recover"]
-ROOMLESS = ["free", "free-warm", "get", "get-cached", "get-helps", "get-many", "get-page-frags"]
+ROOMLESS = ["free", "free-warm", "get", "get-cached", "get-helps", "get-many", "get-page-frags", "view"]
 ROOMLESS += ["flush", "stats", "close"]  # needs no room on the disk
 GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "bump-rts", "create", "recover"]
 

@@ -61,6 +61,11 @@ static void each_reader(worker *w)
     told(w, rc, "mm_pin");
     if (!rc) mm_unpin(w->m, pin);
     told(w, mm_clock(w->m, &epoch, &stable), "mm_clock");
+    mm_form form;
+    uint32_t hold = MM_VIEW_NONE;
+    rc = mm_view_page(w->m, pid, UINT64_MAX, &form, &hold, &r);
+    if (rc != MM_CHAIN) damaged(w, rc, &r, "mm_view_page");
+    mm_view_drop(w->m, hold);
     told(w, mm_get_stats(w->m, &stats), "mm_get_stats");
     if (next_random(&w->random) % 16 == 0) damaged(w, mm_check(w->m, &found, &r), &r, "mm_check");
 }

@@ -8,8 +8,6 @@ Not here: fences and memory orders, since the trace is one order of all stores. 
   never lost.  Settling is for a sync that failed, which no power loss is.
 * A group that counts by its last record alone.  A scan goes through a lease record by record and ends at the first that
   is not whole, so it meets the last record of a group only when all inner ones before it are whole.
-* The commit word of a group skipped.  Until it is there the chain that the group stands for counts, with the same
-  content, and who builds on the group helps it first.  (Where space is used again it would be seen.)
 * A snapshot that has its name before its bytes are durable, or loses its predecessor before its name is durable.  One
   that is torn is passed over; operations in a directory come in their order; and the log still has all.
 * The last one flushes only after it has left: nobody can tell.
@@ -133,7 +131,7 @@ MUTANTS = [
             (
                 "csrc/page.c",
                 CALL,
-                "        at_store_release(&m->slot->lease_fill, m->lease.bump + mm_span_of(c->length) - m->lease.start);\n"
+                "        at_store_release(&m->slot->lease_fill, m->lease.bump + mm_span_of(c->length + p.index.n) - m->lease.start);\n"
                 + CALL,
             ),
         ),
@@ -176,7 +174,7 @@ MUTANTS = [
     ),
     Mutant(
         "lease-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
+        (("csrc/lease.c", "    at_copy(m->log + l.start, &h, sizeof h);\n", ""),),
         ("writers",),
     ),
     Mutant(
@@ -224,7 +222,7 @@ MUTANTS = [
     ),
     Mutant(
         "epoch-not-above-what-was-discarded",
-        (("mmpc/_recovery.py", "epoch = max([newest, self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
+        (("mmpc/_recovery.py", "epoch = max([newest, int(self.report.max_epoch), self.durable, *(hi for _lo, hi in config.discards)]) + 1", "epoch = self.durable + 1"),),
         ("leaders", "recovery"),
     ),
     Mutant(
@@ -282,6 +280,38 @@ MUTANTS = [
             ),
         ),
         ("create",),
+    ),
+    Mutant(
+        "used-again-before-it-is-durable",
+        (("csrc/reuse.c", "if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;", "if (mm_segword_state(w) != MM_SEG_RETIRED) continue;"),),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "a-retirement-is-not-told",
+        (("csrc/reuse.c", "    at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);\n", ""),),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "a-retirement-that-was-discarded-is-believed",
+        (("csrc/scan.c", "    return colour_counts(s, t->epoch);\n", "    return true;\n"),),
+        ("cleaning-lives", "cleaning"),
+    ),
+    Mutant(
+        "commit-word-skipped-at-a-move",
+        (
+            (
+                "csrc/group.c",
+                "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n",
+                "    (void)w;\n",
+            ),
+            ("csrc/log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),
+        ),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "even-and-odd-retirements-in-one-sector",
+        (("csrc/layout.h", "return 512 * (1 + generation % 2); }", "return 512 + 0 * generation; }"),),
+        ("cleaning", "groups", "cleaning-lives"),
     ),
 ]
 

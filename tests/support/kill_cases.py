@@ -53,12 +53,13 @@ class Model:
 
 
 class Child:
-    """What an operation works with: the handle, the two pages, and room for keys."""
+    """What an operation works with: the handle, the two pages, one of bytes, and room for keys."""
 
-    def __init__(self, pc: Any, p: int, q: int, path: str) -> None:
-        self.pc, self.p, self.q, self.path = pc, p, q, path
+    def __init__(self, pc: Any, p: int, q: int, path: str, v: int = 0) -> None:
+        self.pc, self.p, self.q, self.path, self.v = pc, p, q, path, v
         self.key: Any = None
         self.tx: Any = None
+        self.view: Any = None
 
 
 Effect = Callable[[Model, Any], None]  # (model, world with p and q)
@@ -82,6 +83,7 @@ class Case:
     help_needed: bool = False  # p's newest record was left without its commit word by a dead process
     new_store: str = ""  # how each n gets a store of its own: "", "create", "recover" or "full-table"
     stoppable: bool = True
+    views: bool = False  # a third page, of bytes, is viewed
 
     @property
     def effects_before(self) -> list[int]:
@@ -176,6 +178,23 @@ def open_store(c: Child) -> None:
     )
 
 
+def open_view(c: Child) -> None:
+    c.view = c.pc.view(c.v).raw
+
+
+def look(c: Child) -> int:
+    """What is viewed is one of the values of the page, whole."""
+    shown = bytes(c.view)
+    if shown not in VIEWED:
+        raise AssertionError(f"a view shows {shown[:20]!r}")
+    return len(shown)
+
+
+def end_view(c: Child) -> None:
+    c.view = None
+
+
+VIEWED = b"old" * 500, b"new" * 500
 ATTACH = Op(lambda c: c.pc._here())
 KEY = Op(take_key)
 WARM = append_q("warm")  # takes a lease
@@ -222,6 +241,7 @@ CASES = [
     Case("update", (WARM, UPDATE)),
     Case("append-many", (WARM, MANY)),
     Case("tx", (WARM, Op(begin_tx), IN_TX, GET_IN_TX, Op(end_tx))),
+    Case("view", (ATTACH, Op(open_view), GET, Op(look), Op(end_view)), views=True),
     Case("bump-rts", (ATTACH, Op(lambda c: c.pc.bump_page_rts(c.p, 7)), Op(lambda c: c.pc.get_page_rts(c.p)))),
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
     Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),

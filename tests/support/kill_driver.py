@@ -27,7 +27,7 @@ from typing import Any
 import mmpc
 from mmpc._native import lib
 
-from .kill_cases import WARM, Case, Child, Effect, Model, append, find
+from .kill_cases import ALL, LARGE, WARM, Case, Child, Effect, Model, append, find
 from .kill_world import FRESH_TABLE, World, Wrong, must
 
 WATCHDOG = 20  # seconds for one access
@@ -110,7 +110,7 @@ def _work(world: World, case: Case, arm: Callable[[], object], fd: int) -> None:
     """In the child; never returns."""
     try:
         gc.disable()
-        child = Child(world.home, world.p, world.q, world.path)
+        child = Child(world.home, world.p, world.q, world.path, world.v)
         for i, op in enumerate(case.ops):
             if i == case.armed:
                 arm()
@@ -298,6 +298,8 @@ class Driver:
         world.checker.flush()
         fresh = world.open()
         world.agree(seen, fresh)
+        if case.views:
+            world.reuse()
         self.others(world, model, fresh)
         world.agree(world.scan(world.checker), fresh)
         must(model.equals(world.scan(fresh)), "others read something else", model, world.scan(fresh))
@@ -309,6 +311,8 @@ class Driver:
         fresh.close()
         world.reaped(2)
         self.finish(world, seen, rebuild=False)
+        if case.views:
+            self.drop()  # its log is damaged where no page is
 
     @property
     def living(self) -> tuple[int, ...]:
@@ -325,7 +329,11 @@ class Driver:
         pc.allocate(["n"])
         model.extra.append(["n"])
         world.reaped(*self.living)
-        pc.replace(world.q, pc.get(world.q).key, ["r"])
+        key = pc.get(world.q).key
+        for letter in "ABCDEF":  # segments are filled, sealed and emptied, also that of the child's lease
+            key = pc.replace(world.q, key, [letter * LARGE])
+        pc._clean(ALL, 1 << 20)
+        pc.replace(world.q, key, ["r"])
         model.named[world.q] = ["r"]
         pc.flush()
         if random.random() < 0.5 and model.named[world.p] is not None:

@@ -21,6 +21,19 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a-claim-is-not-aged",
+        (("clean.c", "    return m->victim.aged;\n", "    return true;\n"),),
+        (("stop", "append-warm"), ("stop", "append")),
+    ),
+    Mutant(
+        "used-again-under-a-publish",
+        (
+            ("clean.c", "    return m->victim.aged;\n", "    return true;\n"),
+            ("reuse.c", "if (!oldest) oldest = mm_oldest_holder(m);", "if (!oldest) oldest = UINT64_MAX;"),
+        ),
+        (("stop", "append-warm"), ("stop", "clean")),
+    ),
+    Mutant(
         "commit-word-is-never-stored",
         (
             ("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),
@@ -56,6 +69,34 @@ MUTANTS = [
         (("kill", "append-warm"),),
     ),
     Mutant(
+        "view-is-noted-after-the-unpin",
+        (
+            (
+                "view.c",
+                "    uint32_t k = note(m, word_of(p.segment, p.generation));\n",
+                "    at_store_release(&m->slot->pins[a->pin], 0);\n"
+                "    uint32_t k = note(m, word_of(p.segment, p.generation));\n",
+            ),
+        ),
+        (("stop", "view"),),
+    ),
+    Mutant(
+        "view-is-not-noted",
+        (("view.c", "        at_store_release(&m->slot->views[k], word); /* the", "        /* the"),),
+        (("stop", "view"),),
+    ),
+    Mutant(
+        "views-of-the-dead-stay",
+        (
+            (
+                "slot.c",
+                "    for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);\n",
+                "",
+            ),
+        ),
+        (("kill", "view"),),
+    ),
+    Mutant(
         "bump-pointer-stays",
         (("page.c", "    m->lease.bump += span;\n", "    (void)span;\n"),),
         (("kill", "append"),),
@@ -66,7 +107,7 @@ MUTANTS = [
             (
                 "page.c",
                 "        if (at_cas_acq_rel(head, &found, next)) {\n",
-                "        m->lease.bump += mm_span_of(c->length);\n        if (at_cas_acq_rel(head, &found, next)) {\n",
+                "        m->lease.bump += mm_span_of(c->length + p.index.n);\n        if (at_cas_acq_rel(head, &found, next)) {\n",
             ),
         ),
         (("kill", "append"),),
@@ -91,7 +132,7 @@ MUTANTS = [
         "segments-of-the-stopped-are-awaited",
         (
             (
-                "segment.c",
+                "lease.c",
                 "        if (rc == MM_SPACE) rc = move_on(",
                 "        for (uint64_t i = 0; rc == MM_SPACE && i < at_load_acquire(&m->g->segments); i++)\n"
                 "            while (mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_PREPARING) { }\n"

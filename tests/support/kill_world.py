@@ -15,7 +15,7 @@ from typing import Any
 import mmpc
 from mmpc._native import ffi, lib
 
-from .kill_cases import LARGE, THRESHOLD, Case, Lists, Model
+from .kill_cases import LARGE, THRESHOLD, VIEWED, Case, Lists, Model
 
 DEEP = 200  # a threshold that never makes a handle consolidate here
 MAX_PID_OFFSET = 4096 + 9 * 64  # of control: globals.max_pid
@@ -76,7 +76,7 @@ class World:
         self.path, self.python = path, python
         self.home: Any = None
         self.checker: Any = None
-        self.p = self.q = 0
+        self.p = self.q = self.v = 0
 
     # ---- handles
 
@@ -124,12 +124,15 @@ class World:
         pc.get(self.p)
         for token in tokens[1:]:
             pc.append(self.p, [token])
+        if case.views:
+            self.v = pc.allocate(VIEWED[0])[0]
         return Model({self.p: tokens, self.q: ["q0"]})
 
     def scan(self, pc: Any) -> dict[int, list]:
-        """Every page that has a value, by id."""
+        """Every page that has a list as its value, by id."""
         pages = ((pid, pc.get(pid)) for pid in range(2, pc.stats().pages))
-        return {pid: page.value for pid, page in pages if isinstance(page, mmpc.Materialized)}
+        lists = ((pid, page.value) for pid, page in pages if isinstance(page, mmpc.Materialized))
+        return {pid: value for pid, value in lists if isinstance(value, list)}
 
     def observed(self, case: Case, model: Model, done: int, most: int = 0) -> tuple[int, dict[int, list]]:
         """How many effects of the case are visible: those of the first `done` operations must be, and none behind the
@@ -150,6 +153,20 @@ class World:
             f"effects {counts[done]} to {last} fit not\n    {model}\n    {seen}"
         )
 
+    def reuse(self) -> None:
+        """Replaces the viewed page, and writes over the old record if a cleaner might: pins first, then views."""
+        triple, r = ffi.new("uint64_t[3]"), ffi.new("mm_result *")
+        must(lib.mm_chain(self.checker._attachment.mm, self.v, triple, 1, r) == 0, "mm_chain failed")
+        self.checker.replace(self.v, self.checker.get(self.v).key, VIEWED[1])
+        retired = self.checker.stats().epoch
+        self.checker.flush()
+        if self.checker.stats().oldest_pin > retired and self.checker.stats().views == 0:
+            with open(os.path.join(self.path, "log"), "r+b") as f:
+                f.seek(at := triple[0] + 43)
+                old = f.read(len(VIEWED[0])) == VIEWED[0]  # else a cleaner was here already
+                f.seek(at)
+                f.write(bytes(len(VIEWED[0]) if old else 0))
+
     # ---- what must hold
 
     def sound(self) -> None:
@@ -164,11 +181,12 @@ class World:
         must(self.checker.stats().slots in living, "not the slots of the living", living, self.checker.stats(), n[0])
 
     def newcomer(self) -> Any:
-        """A handle opened now; no pin in the store is older than it."""
+        """A handle opened now; no pin in the store is older than it, and nobody views anything."""
         self.checker.flush()
         epoch = self.checker.stats().epoch
         fresh = self.open()
         must(fresh.stats().oldest_pin >= epoch, "a pin of the dead lives on", epoch, fresh.stats())
+        must(fresh.stats().views == 0, "a view of the dead lives on", fresh.stats())
         return fresh
 
     def lasts(self, expected: dict[int, list]) -> None:

@@ -16,7 +16,19 @@ import msgpack
 
 import mmpc
 from mmpc import _files, codec
-from mmpc._layout import BLOCK, INNER, LEASE_HEADER, MARK_SECTOR, RECORD, SECTOR, SEGMENT_HEADER, span_of
+from mmpc._layout import (
+    BLOCK,
+    INDEX,
+    INNER,
+    LEASE_HEADER,
+    MARK_SECTOR,
+    RECORD,
+    SECTOR,
+    SEGMENT_HEADER,
+    body_of,
+    inner_of,
+    span_of,
+)
 from mmpc._log import Log
 from mmpc._native import ffi, lib
 from support.children import Children
@@ -251,9 +263,10 @@ def _parts_of_log(image: Image) -> tuple[list[tuple[str, int, int]], list[tuple[
     for i, address in enumerate(log.addresses):
         shape = log.shapes[i]
         kind = {1: "base", 2: "delta", 3: "free"}[shape >> 40 & 15]
-        kind += " inside a group" if shape & INNER else " that ends a group" if shape >> 56 else ""
+        kind += " inside a group" if shape & INNER else " that ends a group" if inner_of(shape) else ""
+        kind += " with an index" if shape & INDEX else ""
         heads.append((kind, address, RECORD.size))
-        if n := shape & 0xFFFFFFFF:
+        if n := body_of(shape):
             payloads.append((f"payload of {kind}", address + RECORD.size, n))
     return heads, payloads
 
@@ -280,7 +293,7 @@ def padding(image: Image) -> list[tuple[int, int]]:
     log = scanned(image)
     gaps = []
     for i, address in enumerate(log.addresses):
-        n = log.shapes[i] & 0xFFFFFFFF
+        n = body_of(log.shapes[i])
         if pad := span_of(n) - RECORD.size - n:
             gaps.append((address + RECORD.size + n, pad))
     gaps += [(lease.end, lease.address + lease.size - lease.end) for lease in log.leases.values() if lease.end % BLOCK]

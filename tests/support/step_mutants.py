@@ -50,8 +50,8 @@ MUTANTS = [
         (
             (
                 "slot.c",
-                "    mm_slot *s = &m->slots[i];\n    mm_segment_abandon(m, i);\n",
-                "    mm_slot *s = &m->slots[i];\n    mm_segment_abandon(m, i);\n"
+                "    mm_segment_abandon(m, i, true);\n    close_lease(m, s);\n",
+                "    mm_segment_abandon(m, i, true);\n    close_lease(m, s);\n"
                 "    at_store_release(&s->state, (at_load_relaxed(&s->state) & ~UINT64_C(255)) | MM_SLOT_FREE);\n",
             ),
         ),
