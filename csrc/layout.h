@@ -134,6 +134,19 @@ _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, 
  * the files of a store in use, `log` before `marks`, finds that the mark knows of a retirement that the beginning of his log does not. */
 #define MM_RETIREMENTS_OFFSET 256u
 
+/* At the end of a segment that is used again, or was punched, beyond all leases; written before anything of the generation before is gone.  Who copies the log from its
+ * beginning has either all that the generation before held, or this, which knows of the mark that let the segment be used again. */
+typedef struct mm_segment_stamp {
+    uint64_t magic;
+    uint32_t crc;        /* crc32c of the bytes behind it, seeded with the uuid */
+    uint32_t generation; /* that begins, or was punched */
+    uint64_t number;
+    uint64_t stable;     /* newest durable epoch known then */
+    uint8_t zero[32];
+} mm_segment_stamp;
+#define MM_STAMP_MAGIC UINT64_C(0x706D747343504D4D) /* "MMPCstmp" */
+_Static_assert(sizeof(mm_segment_stamp) == 64 && offsetof(mm_segment_stamp, stable) == 24, "stamp is stored");
+
 typedef struct mm_lease_header {
     uint32_t crc;        /* crc32c of the bytes behind it up to `end`, seeded as records are */
     uint32_t magic;

@@ -213,6 +213,17 @@ static void adopt_segment(scan *s, uint64_t n)
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
 }
 
+/* What the end of the segment knows, also of a generation that came after that of its header. */
+static void look_for_stamp(scan *s, uint64_t n)
+{
+    mm_segment_stamp t;
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    if (end > s->size || mm_os_data(s->m->config.log, end - sizeof t) > end - sizeof t) return;
+    memcpy(&t, s->m->log + end - sizeof t, sizeof t);
+    if (t.magic != MM_STAMP_MAGIC || t.number != n) return;
+    if (t.crc == crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12) && t.stable > s->stable) s->stable = t.stable;
+}
+
 /* Begins a lease of the next generation here, by one who knew of a newer durable epoch than any mark does?  Then the header of the segment was
  * copied while it held what counts, and this when it was used again: a plain copy of a store in use.  (Its checksum needs a salt that is not
  * here.  After a loss of power the mark says as much as the lease.) */
@@ -220,8 +231,7 @@ static void look_for_later_life(scan *s, uint64_t at, uint64_t generation)
 {
     mm_lease_header h;
     memcpy(&h, s->m->log + at, sizeof h);
-    bool next = h.generation == generation + 1 || (generation == 0xFFFFFF && h.generation == 2);
-    if (h.magic == MM_LEASE_MAGIC && h.address == at && next && h.stable > s->stable) s->stable = h.stable;
+    if (h.magic == MM_LEASE_MAGIC && h.address == at && h.generation == mm_generation_after(generation) && h.stable > s->stable) s->stable = h.stable;
 }
 
 static int read_segment(scan *s, uint64_t n)
@@ -230,6 +240,7 @@ static int read_segment(scan *s, uint64_t n)
     uint32_t seed = mm_segment_seed(m, &m->segments[n]);
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
+    look_for_stamp(s, n);
     for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
         uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
         if (data / MM_BLOCK > at / MM_BLOCK) {

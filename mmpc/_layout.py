@@ -33,6 +33,8 @@ SEGMENT_MAGIC = b"\0MMPCseg"
 SEGMENT_RETIRED = Struct("<8sIIQQ")
 RETIRED_MAGIC = b"MMPCrtrd"
 RETIRED_AT = (512, 1024)
+SEGMENT_STAMP = Struct("<8sIIQQ32s")  # magic, crc, generation, number, stable, zero; at the end of a segment
+STAMP_MAGIC = b"MMPCstmp"
 # crc, magic, address, blocks, generation, previous, filled, previous_generation, stable; then end, end_epoch
 LEASE_HEADER = Struct("<IIQIIQIIQQQ")
 LEASE_SUMMED = 48

@@ -32,6 +32,8 @@ from ._layout import (
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
+    SEGMENT_STAMP,
+    STAMP_MAGIC,
     body_of,
     colour_of,
     crc,
@@ -199,7 +201,7 @@ class Log:
         self.newest: dict[int, int] = {}
         self.newest_durable: dict[int, int] = {}
         self.committed = self.bytes = self.discarded = self.max_colour = 0
-        self.later: dict[int, int] = {}  # leases of a generation that the header of their segment knows nothing of
+        self.later: dict[int, int] = {}  # what knows of a durable epoch in segments that may have been used again
         self.allocated = False  # there is a page that a finished store made, durable or not
         self.broken: set[int] = set()
         self.missed: set[int] = set()  # segments without a header of which something was asked for
@@ -252,6 +254,7 @@ class Log:
         self.segments[number] = segment
         if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
             return
+        self._stamp(number)
         at = base + BLOCK
         while at + BLOCK <= end:
             head = self.read(at, BLOCK)
@@ -266,6 +269,16 @@ class Log:
             n = min(at + lease.size, end) - at
             self._scan_lease(lease, head if n == BLOCK else self.read(at, n), segment.seed)
             at += lease.size
+
+    def _stamp(self, number: int) -> None:
+        """What was written to the end of the segment when it was used again, before anything else."""
+        at = (number + 1 << self.shift) - SEGMENT_STAMP.size
+        data = self.read(at, SEGMENT_STAMP.size)
+        if len(data) < SEGMENT_STAMP.size:
+            return
+        magic, sum_, _generation, own, stable, _zero = SEGMENT_STAMP.unpack(data)
+        if magic == STAMP_MAGIC and own == number and sum_ == crc(data[12:], crc(self.uuid)):
+            self.later[at] = stable
 
     def _later_life(self, head: bytes, at: int, generation: int) -> None:
         """A lease of the next generation, where the header is of this one: it was copied before, in a store in use."""

@@ -352,7 +352,7 @@ class Check:
         durable = self.marks.durable
         known = [(s.stable, f"segment {n}") for n, s in log.segments.items() if s.stable > durable]
         known += [(lease.stable, f"the lease at {a}") for a, lease in log.leases.items() if lease.stable > durable]
-        known += [(stable, f"the lease of a later life at {a}") for a, stable in log.later.items() if stable > durable]
+        known += [(epoch, f"the later life of a segment at {a}") for a, epoch in log.later.items() if epoch > durable]
         known += [(s.b, s.name) for s in self.snapshots if s.b > durable]
         if known and "marks" in self.files.fds:
             durable = self._read_marks(Findings()).durable  # they were read first

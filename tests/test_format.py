@@ -28,6 +28,7 @@ STRUCTS = [
     "mm_slot",
     "mm_segment",
     "mm_epoch_sample",
+    "mm_segment_stamp",
     "mm_words_header",
 ]
 
