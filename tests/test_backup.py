@@ -586,11 +586,12 @@ def test_a_segment_that_was_used_again_while_it_was_copied(open_store: Open, pat
             break
     assert again
     for number in again:
-        begin, end = number * SMALL + 4096, (number + 1) * SMALL
-        mixed = log[:begin] + new[begin:end] + log[end:]
-        copy = lasting(path, f"{path}.{number}", log=mixed, marks=marks)
-        assert not mmpc.verify(copy).ok
-        with pytest.raises(mmpc.CorruptionError):
-            mmpc.open(copy, mmpc.Append())
+        end = (number + 1) * SMALL
+        for begin in (end - SMALL + 4096, end - SMALL + 8192, end - 4096, end - 64):  # all of the new, or its last bytes
+            mixed = log[:begin] + new[begin:end] + log[end:]
+            copy = lasting(path, f"{path}.{begin}", log=mixed, marks=marks)
+            assert not mmpc.verify(copy).ok
+            with pytest.raises(mmpc.CorruptionError):
+                mmpc.open(copy, mmpc.Append())
     with mmpc.open(lasting(path, path + ".old", log=log, marks=marks), mmpc.Append()) as old:
         assert [old.get(pid).unwrap() for pid in pids] == [[0, "x" * 700]] * len(pids)
