@@ -245,7 +245,7 @@ static uint64_t share_of(mm *m, enum mm_effort effort, uint64_t gain)
 static int work(mm *m, enum mm_effort effort, uint64_t gain, mm_clean_report *c, mm_result *r)
 {
     gain = share_of(m, effort, gain);
-    while (c->scanned < c->moved + gain && c->scanned < 8 * gain) {
+    while (c->scanned < c->moved + gain && c->scanned / 8 < gain) {
         if (!m->victim.held && !choose(m, effort)) return MM_OK;
         if (!m->victim.held) continue; /* somebody was faster */
         if (!holds(m)) {
@@ -306,17 +306,32 @@ static bool waits_for_flush(mm *m, enum mm_effort effort, uint64_t *since)
     return v.pending && (v.pending >= PENDING_MOST || effort != MM_EFFORT_WRITER);
 }
 
+/* One round, and what it emptied given back. */
+static int clean_once(mm *m, const clean_call *c, mm_result *r)
+{
+    uint64_t since, advanced, punched = c->effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
+    int rc = mm_guarded(m, r, clean_pinned, (void *)c), back = MM_OK;
+    mm_result other;
+    if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
+    if (rc && rc != MM_FULL) return rc;
+    bool all = c->effort != MM_EFFORT_WRITER || rc == MM_FULL;
+    if ((c->report->retired || all) && waits_for_flush(m, all ? MM_EFFORT_ALL : c->effort, &since)) back = mm_flush(m, since, &advanced, &other);
+    if (!back && (c->report->retired || all)) back = mm_guarded(m, &other, give_back, &punched);
+    if (back) *r = other;
+    return back ? back : rc;
+}
+
 int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r)
 {
     clean_call c = { (enum mm_effort)effort, gain, report };
-    uint64_t since, advanced, punched = effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
+    uint64_t retired;
+    int rc;
     memset(r, 0, sizeof *r);
     memset(report, 0, sizeof *report);
-    int rc = mm_guarded(m, r, clean_pinned, &c);
-    if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
-    if (rc) return rc;
-    if ((report->retired || effort != MM_EFFORT_WRITER) && waits_for_flush(m, c.effort, &since)) rc = mm_flush(m, since, &advanced, r);
-    if (!rc && (report->retired || effort != MM_EFFORT_WRITER)) rc = mm_guarded(m, r, give_back, &punched);
+    do {
+        retired = report->retired;
+        rc = clean_once(m, &c, r);
+    } while (rc == MM_FULL && report->retired > retired); /* what was emptied may be the room that was missing */
     return rc;
 }
 

@@ -21,7 +21,7 @@ typedef struct mm_lease { /* the run of blocks this process writes to; guarded b
     uint64_t next_size;   /* bytes to ask for next time */
     uint64_t previous, filled;
     int64_t live;         /* live bytes not yet added to the segment's counter */
-    bool reserve;         /* taken from the reserve: for what gives room back alone */
+    bool reserve, frees;  /* taken from the reserve: for what gives room back alone; for FREE records alone */
     uint32_t segment, generation, seed, previous_generation;
 } mm_lease;
 
@@ -38,7 +38,7 @@ typedef struct mm_victim { /* the segment that this process empties, or visits; 
     bool held, visit, aged, done;
 } mm_victim;
 
-enum mm_purpose { MM_GROWS = 0, MM_FREES = 1 }; /* what space is taken for: FREE records, and copies that make a segment empty, or anything else */
+enum mm_purpose { MM_GROWS = 0, MM_FREES = 1, MM_MOVES = 2 }; /* what space is taken for: FREE records; copies that make a segment empty; anything else */
 
 typedef struct mm_candidate { uint64_t pid, head, epoch; } mm_candidate;
 

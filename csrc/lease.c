@@ -143,6 +143,7 @@ static bool is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
  * from the reserve if that is what it is for.  Before anything is taken: a full disk takes nothing. */
 static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *want, enum mm_purpose purpose, bool *reserve, mm_result *r)
 {
+    uint64_t asked = *want;
     *reserve = false;
     int rc = mm_room_behind(m, n, at + *want * MM_BLOCK, MM_GROWS, r);
     if (is_full(rc) && *want > need) {
@@ -151,7 +152,13 @@ static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *
     }
     if (!is_full(rc) || purpose == MM_GROWS) return rc;
     *reserve = true;
-    return mm_room_behind(m, n, at + need * MM_BLOCK, MM_FREES, r);
+    if (purpose == MM_MOVES && asked > need) { /* many records: small leases would waste what they are to gain */
+        *want = asked;
+        rc = mm_room_behind(m, n, at + asked * MM_BLOCK, purpose, r);
+        if (!is_full(rc)) return rc;
+        *want = need;
+    }
+    return mm_room_behind(m, n, at + need * MM_BLOCK, purpose, r);
 }
 
 /* A lease that was taken from the reserve may be used for anything once the reserve is whole again behind all that is taken. */
@@ -182,6 +189,7 @@ static int try_lease(mm *m, uint64_t n, uint64_t generation, uint64_t need, enum
     announce_lease(m, (n << m->segment_shift) + first * MM_BLOCK, generation, want);
     if (!at_cas_acq_rel(&s->fill, &f, mm_fill_word(generation, first + want))) return MM_BUSY;
     begin_lease(m, n, generation, first, want, reserve);
+    m->lease.frees = reserve && purpose == MM_FREES;
     return MM_OK;
 }
 
@@ -191,7 +199,7 @@ static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_p
 {
     uint64_t n = s ? (uint64_t)(s - m->segments) : MM_NO_SEGMENT;
     int rc = mm_room_next(m, n, need, MM_GROWS, r);
-    if (is_full(rc) && purpose == MM_FREES) rc = mm_room_next(m, n, need, MM_FREES, r);
+    if (is_full(rc) && purpose != MM_GROWS) rc = mm_room_next(m, n, need, purpose, r);
     if (!rc && s) mm_segment_seal(m, s, open >> 32);
     if (!rc && at_load_acquire(&m->g->open_segment) == open) rc = mm_segment_open(m, open, r);
     if (is_full(rc) && at_load_acquire(&m->g->open_segment) != open) rc = MM_OK; /* somebody else had room */

@@ -124,10 +124,10 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
         bool ours = mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED);
         if (ours && l->bump + bytes <= l->end) {
             mm_mapped_use(m, l->bump, bytes);
-            if (!l->reserve || purpose == MM_FREES) return MM_OK;
+            if (!l->reserve || purpose == MM_FREES || (purpose == MM_MOVES && !l->frees)) return MM_OK;
             int rc = mm_segment_refill(m, r);
             l->reserve = rc != MM_OK;
-            return rc;
+            if (!rc || purpose == MM_GROWS) return rc; /* copies take a lease of their own */
         }
         if (!ours) {
             l->live = 0;

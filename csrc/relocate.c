@@ -69,7 +69,7 @@ static int move_once(mm *m, uint64_t pid, uint64_t segment, at_word *head, uint6
     if (rc || !touches(m, &c, segment)) return rc;
     uint64_t bytes = bytes_of(&c);
     if (bytes > m->group_limit) return mm_corrupt(r, MM_FILE_LOG, v.address); /* writers keep chains below half of it */
-    rc = mm_reserve(m, bytes, MM_FREES, r);
+    rc = mm_reserve(m, bytes, MM_MOVES, r);
     if (rc) return rc;
     uint64_t last = write_copies(m, pid, &c), found = h, next = mm_head_next(h, last);
     if (!at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */

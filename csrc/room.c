@@ -1,7 +1,8 @@
 /* room.c - the reserve: log that stays allocated and untaken, so that pages can be freed and segments cleaned on a full disk.
  *
  * A lease is granted for what makes the store larger (MM_GROWS) only if, behind it, `reserve` more bytes of the log are allocated that a lease
- * can be taken from.  What gives room back (MM_FREES) may use them.  They lie in the lease's segment or, where that has not so many left, in the
+ * can be taken from; a whole segment once the store has many.  What gives room back may use them: the copies of a cleaner (MM_MOVES) down to what FREE
+ * records (MM_FREES) are kept.  They lie in the lease's segment or, where that has not so many left, in the
  * one that will be opened next: then its header block and its entry in `control` are allocated too.  Allocated is allocated: growth is never
  * undone while anybody is attached.  So the check needs no lock: the CAS that takes the lease fails if anybody took blocks behind it meanwhile.
  *
@@ -16,13 +17,16 @@
 
 #define RESERVE_MOST (UINT64_C(128) << 10)
 #define CHUNK (UINT64_C(64) << 10)
+#define LARGE_STORE 16u /* segments, of 1 MiB at least, from which on a whole one is kept, so that one that is half full can be emptied */
 
 /* 128 KiB: some 3,200 FREE records of one process, or one each of 32 processes that all take a lease for it.  Half a segment if that is less: 32 KiB,
  * 800 records or 8 processes, in those of 64 KiB. */
 static uint64_t reserve_of(const mm *m, enum mm_purpose purpose)
 {
+    uint64_t frees = m->segment_size / 2 < RESERVE_MOST ? m->segment_size / 2 : RESERVE_MOST;
+    bool large = m->segment_size >= 8 * RESERVE_MOST && at_load_relaxed(&m->g->segments) >= LARGE_STORE;
     if (purpose == MM_FREES) return 0;
-    return m->segment_size / 2 < RESERVE_MOST ? m->segment_size / 2 : RESERVE_MOST;
+    return purpose == MM_GROWS && large ? m->segment_size - MM_BLOCK : frees;
 }
 
 /* The segment that will be opened next, as far as one can know: a FREE one other than `but`, or the first number that was never used. */

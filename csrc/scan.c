@@ -35,6 +35,7 @@ typedef struct scan {
     uint64_t segments;
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
     bool *torn;          /* retired durably, and its header does not hold */
+    uint64_t *tail;      /* of one that was read: where its last lease ends */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
     mm_snapshot_entry *entries;
@@ -241,7 +242,8 @@ static int read_segment(scan *s, uint64_t n)
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
     look_for_stamp(s, n);
-    for (uint64_t at = (n << m->segment_shift) + MM_BLOCK; at + MM_BLOCK <= end;) {
+    s->tail[n] = (n << m->segment_shift) + MM_BLOCK;
+    for (uint64_t at = s->tail[n]; at + MM_BLOCK <= end;) {
         uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
         if (data / MM_BLOCK > at / MM_BLOCK) {
             at = data < end ? data / MM_BLOCK * MM_BLOCK : end;
@@ -252,6 +254,7 @@ static int read_segment(scan *s, uint64_t n)
         if (rc) return rc;
         if (!blocks) look_for_later_life(s, at, generation);
         at = blocks ? stop : at + MM_BLOCK;
+        if (blocks) s->tail[n] = stop;
     }
     return MM_OK;
 }
@@ -406,6 +409,19 @@ static void forget_retirements(scan *s)
     }
 }
 
+#define TAIL_BLOCKS 4u /* less is not worth a system call */
+
+/* What was allocated behind the last lease of a segment, to be leased, serves nobody any more: nothing is appended to a segment of an earlier life.
+ * On a full disk it is the room that the next one needs. */
+static void give_back_tails(scan *s)
+{
+    for (uint64_t n = 0; n < s->segments; n++) {
+        uint64_t end = segment_end(s, n);
+        if (s->tail[n] && s->tail[n] + TAIL_BLOCKS * MM_BLOCK <= end && mm_os_punch(s->m->config.log, s->tail[n], end) == 0)
+            at_written(s->m->log + s->tail[n], end - s->tail[n]);
+    }
+}
+
 /* Leases that nobody ended, or whose end was discarded, end now, where their whole records end.  Durable with the first mark of the next life. */
 static void end_leases(scan *s)
 {
@@ -480,7 +496,8 @@ static int prepare_scan(scan *s)
     at_store_relaxed(&m->g->log_size, s->size);
     s->read = calloc(n + 1, sizeof *s->read);
     s->torn = calloc(n + 1, sizeof *s->torn);
-    if (!s->read || !s->torn) return mm_os_failed(s->r, ENOMEM);
+    s->tail = calloc(n + 1, sizeof *s->tail);
+    if (!s->read || !s->torn || !s->tail) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -511,6 +528,7 @@ static int scan_all(mm *m, void *args, mm_result *r)
     if (!rc) rc = check_owed(s);
     if (!rc) forget_retirements(s);
     if (!rc) end_leases(s);
+    if (!rc) give_back_tails(s);
     if (!rc) rc = hand_on_leases(s);
     if (!rc) rc = count_pages(s);
     if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
@@ -543,6 +561,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     free(s.leases);
     free(s.read);
     free(s.torn);
+    free(s.tail);
     free(s.entries);
     free(s.owed);
     mm_os_unmap_files(m);

@@ -53,6 +53,14 @@ if TYPE_CHECKING:
 SCRATCH, COMMITTED, PART = 0, 1, 2  # standing of a whole record: no commit word; commits; inside a group
 
 
+# Of the block of a segment's header.
+_UNUSED = (
+    (SEGMENT_HEADER.size, RETIRED_AT[0]),
+    (RETIRED_AT[0] + SEGMENT_RETIRED.size, RETIRED_AT[1]),
+    (RETIRED_AT[1] + SEGMENT_RETIRED.size, BLOCK),
+)
+
+
 class Segment:
     """One segment with a header that holds."""
 
@@ -243,10 +251,9 @@ class Log:
             if any(head[: SEGMENT_HEADER.size]):
                 self.broken.add(number)
             return
-        behind = head[SEGMENT_HEADER.size : RETIRED_AT[0]]
         if number == 0:
-            behind = head[SEGMENT_HEADER.size : RETIREMENTS_AT] + head[RETIREMENTS_AT + 8 : RETIRED_AT[0]]
-        if any(behind) or any(head[RETIRED_AT[1] + SEGMENT_RETIRED.size :]):
+            head = head[:RETIREMENTS_AT] + bytes(8) + head[RETIREMENTS_AT + 8 :]
+        if any(any(head[a:b]) for a, b in _UNUSED):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         said = [at for at in RETIRED_AT if any(head[at : at + SEGMENT_RETIRED.size])]
         if len(said) > len(retirements(head, number, self.uuid)):

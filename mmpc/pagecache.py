@@ -351,6 +351,13 @@ class PageCache(Verbs[T]):
                 return report
             self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), r.key.pid, None)
 
+    def _made_room(self) -> bool:
+        """On a full disk: whether segments were emptied that hold something that is live no more."""
+        r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
+        before = self.stats().segments_free
+        lib.mm_clean(self._attachment.mm, errors.ALL, 1 << 62, report, r)
+        return self.stats().segments_free > before
+
     def rewrite(self, pid: int, tx: Tx | None = None) -> None:
         """Moves the page, as it is, to where the log is written now.  Its content, version and keys stay valid.
 
@@ -394,6 +401,8 @@ class PageCache(Verbs[T]):
             return
         if status == errors.CHAIN:
             self._consolidate(pid)
+            return
+        if status == errors.FULL and self._made_room():
             return
         _pid, head, wts, lsn, length, offset, file, os_error = result
         if status == errors.CORRUPT and not file:
@@ -614,6 +623,7 @@ class Stats:
     )
 
     path: str
+    segments_free: int
     segments_retired: int
     log_used: int
 

@@ -587,7 +587,7 @@ def test_a_segment_that_was_used_again_while_it_was_copied(open_store: Open, pat
     assert again
     for number in again:
         end = (number + 1) * SMALL
-        for begin in (end - SMALL + 4096, end - SMALL + 8192, end - 4096, end - 64):  # all of the new, or its last bytes
+        for begin in (end - SMALL + 4096, end - SMALL + 8192, end - 4096, end - 64):
             mixed = log[:begin] + new[begin:end] + log[end:]
             copy = lasting(path, f"{path}.{begin}", log=mixed, marks=marks)
             assert not mmpc.verify(copy).ok

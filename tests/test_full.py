@@ -398,3 +398,28 @@ def test_the_seventeenth_process_is_refused_and_the_others_stay(
             assert pc.get(pid).value == [1]
         for each in inside:
             each.close()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_what_is_freed_on_a_full_disk_is_room_again(kind: str, tmp_path: Path, seed: int) -> None:
+    """A third of everything is freed, page by page: no segment is empty by that. Then work goes on, without a byte of
+    room from outside.
+    """
+    made = memory("28m") if kind == "tmpfs" else ext4(tmp_path / "image", 36)
+    rng = random.Random(seed)
+    with made as disk, mmpc.open(disk.path / "store", mmpc.LastWriteWins(), create=True, segment_size=1 << 20) as pc:
+        keys = []
+        with pytest.raises(mmpc.DiskFullError):
+            while True:
+                keys.append(pc.allocate([len(keys), rng.randbytes(3000)])[1])
+        for key in keys[::3]:
+            pc.free(key.pid, key)
+        held = {key.pid: i for i, key in enumerate(keys) if i % 3}
+        pids = list(held)
+        for step in range(20_000):
+            pid = rng.choice(pids)
+            pc.replace(pid, pc.get(pid).key, [step, rng.randbytes(3000)])
+            held[pid] = step
+        assert {pid: pc.get(pid).unwrap()[0] for pid in held} == held
+        assert pc.stats().cleaned > 20
+        assert mmpc.verify(pc.path).ok

@@ -22,7 +22,7 @@ POINTS = os.environ.get("MMPC_POINTS_DIR", "")
 FULL = "1" in (os.environ.get("MMPC_POINTS_FULL"), os.environ.get("MMPC_LONG"))
 STEP = 1 if FULL else 6
 SEED = os.environ.get("MMPC_SEED") or str(random.randrange(10**6))
-LIMIT = 90  # seconds for one case; the driver has a watchdog for each access
+LIMIT = 900 if FULL else 120  # seconds for one case; the driver has a watchdog for each access
 
 # The names of support/kill_cases.py, which can only be imported with the points build; a test compares.
 VERBS = [

@@ -246,8 +246,8 @@ CASES = [
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
     Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),
     Case("rewrite", (WARM, REWRITE), depth=3),
-    Case("clean", (CHURN, CLEAN), depth=3, python=True),
-    Case("clean-free", (KEY, FREE, CHURN, CLEAN), armed=3),
+    Case("clean", (WARM, CHURN, CLEAN), depth=3, python=True),  # writing cleans as well
+    Case("clean-free", (KEY, FREE, CHURN, CLEAN), armed=2),
     Case("clean-reuse", (CHURN, CLEAN_ALL, CHURN_AGAIN), armed=1),
     Case("stats", (WARM, Op(lambda c: c.pc.stats().epoch))),
     Case("close", (WARM, Op(lambda c: c.pc.close()))),
