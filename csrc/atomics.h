@@ -167,6 +167,15 @@ static inline void at_copy(void *dst, const void *src, uint64_t n)
 #endif
 }
 
+/* Words that only people read, and that nothing is decided by: they are no point at which to die. */
+static inline void at_note(at_word *w, uint64_t x)
+{
+    MM_DISK(mm_disk_hold());
+    atomic_store_explicit(&w->v, x, memory_order_release);
+    at_recorded(w, true);
+}
+static inline uint64_t at_noted(const at_word *w) { return atomic_load_explicit(&w->v, memory_order_relaxed); }
+
 /* Says that plain stores have written such bytes, where a copy would cost time. */
 static inline void at_written(const void *p, uint64_t n)
 {

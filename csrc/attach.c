@@ -213,7 +213,7 @@ void mm_set_limits(mm *m)
     const mm_config *c = &m->config;
     m->segment_shift = c->segment_shift;
     m->segment_size = UINT64_C(1) << c->segment_shift;
-    m->group_limit = m->segment_size - MM_BLOCK - sizeof(mm_lease_header);
+    m->group_limit = m->segment_size - MM_BLOCK - sizeof(mm_lease_header) - sizeof(mm_segment_stamp);
     m->merge_kind = c->merge_kind;
     m->threshold = c->threshold;
     m->tidy_depth = c->threshold;

@@ -86,6 +86,7 @@ static void take(mm *m, uint64_t n, uint64_t word, bool visit)
     at_fence_full();
     m->victim = (mm_victim){ .held = true, .visit = visit, .number = n, .generation = mm_segword_generation(word),
                              .at = (n << m->segment_shift) + MM_BLOCK, .since = at_add_seq_cst(&m->g->epoch, 1) };
+    mm_epoch_time(m, m->victim.since + 1);
 }
 
 static bool claim(mm *m, uint64_t n)

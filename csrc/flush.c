@@ -84,6 +84,7 @@ static void list_leases(mm *m, mm_mark *k)
         k->count += lease_of(m, &m->slots[i], &k->leases[k->count]);
     k->discarded = m->config.discarded;
     k->segments = mm_segments_used(m);
+    if (mm_log_reaches(m, MM_BLOCK)) k->retirements = (uint32_t)at_load_acquire(mm_retirements(m));
 }
 
 /* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */
@@ -110,6 +111,7 @@ static int flush_now(mm *m, mm_result *r)
     uint64_t begun = mm_os_monotonic();
     at_store_relaxed(&m->g->flush_begun, begun);
     mm_mark k = { .epoch = at_add_seq_cst(&m->g->epoch, 1) };
+    mm_epoch_time(m, k.epoch + 1);
     at_fence_full(); /* who loaded that epoch as its colour has its commit words in memory */
     at_store_seq_cst(&m->slot->syncing, k.epoch);
     list_leases(m, &k);

@@ -143,6 +143,9 @@ int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
 int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
 
+/* times.c */
+void mm_epoch_time(mm *m, uint64_t epoch);
+
 /* attach.c */
 int mm_os_map_files(mm *m);
 void mm_os_unmap_files(mm *m);
@@ -196,6 +199,7 @@ static inline uint64_t mm_blocks_of(const mm *m) { return m->segment_size / MM_B
 bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner); /* the only way to change a segment's state */
 int mm_segment_open(mm *m, uint64_t old, mm_result *r);    /* replaces the open segment */
 uint64_t mm_segments_used(mm *m); /* up to the last one that holds anything */
+bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable); /* before its bytes are overwritten or punched */
 void mm_segment_seal(mm *m, mm_segment *s, uint64_t generation);
 mm_segment *mm_segment_of(mm *m, uint64_t address, mm_result *r); /* NULL: outside the published sizes */
 uint32_t mm_segment_seed(const mm *m, const mm_segment *s);
@@ -217,6 +221,7 @@ uint64_t mm_lease_ended_at(uint32_t seed, const mm_lease_header *h, uint64_t *ep
 void mm_lease_close(mm *m, uint64_t address, uint64_t generation, uint64_t filled); /* says in its header how far it was used, if nobody did */
 
 /* reuse.c */
+static inline at_word *mm_retirements(const mm *m) { return (at_word *)(m->log + MM_RETIREMENTS_OFFSET); } /* the first block is published */
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
 bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner); /* CLAIMED -> SEALED */
@@ -278,6 +283,7 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;
     uint64_t segments, discarded; /* in use; newest colour that config says is discarded */
+    uint32_t retirements;         /* of segments, ever */
     uint32_t count;
     mm_lease_fill leases[MM_MARK_LEASES];
 } mm_mark;

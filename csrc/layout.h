@@ -130,6 +130,23 @@ static inline uint64_t mm_generation_after(uint64_t generation) { return generat
 static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 
+/* A word behind the header of the first segment: how many segments were ever retired.  It rises before a retirement is written, and marks know it.  Who copies
+ * the files of a store in use, `log` before `marks`, finds that the mark knows of a retirement that the beginning of his log does not. */
+#define MM_RETIREMENTS_OFFSET 256u
+
+/* At the end of a segment that is used again, or was punched, beyond all leases; written before anything of the generation before is gone.  Who copies the log from its
+ * beginning has either all that the generation before held, or this, which knows of the mark that let the segment be used again. */
+typedef struct mm_segment_stamp {
+    uint64_t magic;
+    uint32_t crc;        /* crc32c of the bytes behind it, seeded with the uuid */
+    uint32_t generation; /* that begins, or was punched */
+    uint64_t number;
+    uint64_t stable;     /* newest durable epoch known then */
+    uint8_t zero[32];
+} mm_segment_stamp;
+#define MM_STAMP_MAGIC UINT64_C(0x706D747343504D4D) /* "MMPCstmp" */
+_Static_assert(sizeof(mm_segment_stamp) == 64 && offsetof(mm_segment_stamp, stable) == 24, "stamp is stored");
+
 typedef struct mm_lease_header {
     uint32_t crc;        /* crc32c of the bytes behind it up to `end`, seeded as records are */
     uint32_t magic;
@@ -162,7 +179,8 @@ typedef struct mm_mark_sector {
     uint64_t epoch;
     uint32_t slot;
     uint32_t place;      /* block * 8 + sector */
-    uint64_t segments;   /* of the log that were in use: a shorter log was cut */
+    uint32_t segments;   /* of the log that were in use: a shorter log was cut */
+    uint32_t retirements; /* low half of the word at MM_RETIREMENTS_OFFSET: a log that knows of fewer is older */
     uint64_t discarded;  /* newest colour that `config` says is discarded: one that says less is older */
     mm_lease_fill leases[MM_SECTOR_LEASES];
 } mm_mark_sector;
@@ -302,6 +320,12 @@ typedef struct mm_segment {
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
 #define MM_WRITTEN_ALWAYS UINT64_MAX /* somebody helped a record in it: no epoch bounds when that commit word was stored */
 
+typedef struct mm_epoch_sample { /* for people: the epoch was stepped to this at that time */
+    at_word epoch;
+    at_word time;         /* CLOCK_REALTIME, ns; 0 = none */
+} mm_epoch_sample;
+_Static_assert(sizeof(mm_epoch_sample) == 16, "a row of samples is shared");
+
 static inline uint64_t mm_segword(uint64_t state, uint64_t generation, uint64_t rest)
 {
     return state | (generation & 0xFFFFFF) << 4 | rest << 28;
@@ -311,9 +335,12 @@ static inline uint64_t mm_segword_generation(uint64_t w) { return w >> 4 & 0xFFF
 static inline uint64_t mm_segword_rest(uint64_t w) { return w >> 28; }
 
 #define MM_CONTROL_GLOBALS 4096u
-#define MM_CONTROL_WAITERS 8192u   /* reserved: futex words */
+#define MM_CONTROL_TIMES 8192u     /* MM_TIME_ROWS rows of MM_TIME_SAMPLES samples (times.c) */
+#define MM_TIME_ROWS 16u
+#define MM_TIME_SAMPLES 16u
 #define MM_CONTROL_SLOTS 12288u
 #define MM_CONTROL_SEGMENTS (MM_CONTROL_SLOTS + MM_SLOTS * 1024u)
+_Static_assert(MM_TIME_ROWS * MM_TIME_SAMPLES * sizeof(mm_epoch_sample) == MM_BLOCK, "samples fill their block");
 #define MM_MAX_SEGMENTS (UINT64_C(1) << 22)
 #define MM_CONTROL_FRESH (MM_CONTROL_SEGMENTS + MM_BLOCK) /* bytes of the file, at least */
 

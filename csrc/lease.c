@@ -120,6 +120,7 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     mm_lease l = m->lease;
     l.start = (n << m->segment_shift) + first * MM_BLOCK;
     l.end = l.start + blocks * MM_BLOCK;
+    if (l.end == (n + 1) << m->segment_shift) l.end -= sizeof(mm_segment_stamp); /* its place */
     l.segment = (uint32_t)n;
     l.generation = (uint32_t)generation;
     l.seed = mm_segment_seed(m, &m->segments[n]);
@@ -209,7 +210,7 @@ static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_p
  * progress; the bound is against a hostile `control`. */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
 {
-    uint64_t need = (bytes + sizeof(mm_lease_header) + MM_BLOCK - 1) / MM_BLOCK;
+    uint64_t need = (bytes + sizeof(mm_lease_header) + sizeof(mm_segment_stamp) + MM_BLOCK - 1) / MM_BLOCK; /* it may be the last of its segment */
     bool reaped = false;
     for (uint32_t tries = 0; tries < 1u << 20; tries++) {
         uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;

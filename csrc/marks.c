@@ -40,6 +40,7 @@ static bool sector_whole(const mm_config *c, const mm_mark_sector *s, uint32_t s
 static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32_t block, mm_mark *k)
 {
     k->epoch = k->segments = k->discarded = 0;
+    k->retirements = 0;
     k->count = 0;
     for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
         const mm_mark_sector *s = &b->sectors[i];
@@ -47,6 +48,7 @@ static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32
         if (s->epoch > k->epoch) k->count = 0;
         k->epoch = s->epoch;
         k->segments = s->segments;
+        k->retirements = s->retirements;
         k->discarded = s->discarded;
         memcpy(k->leases + k->count, s->leases, s->count * sizeof *s->leases);
         k->count += s->count;
@@ -62,7 +64,8 @@ static void encode(const mm *m, const mm_mark *k, mark_block *b)
         mm_mark_sector *s = &b->sectors[i];
         uint32_t from = i * MM_SECTOR_LEASES, n = k->count > from ? k->count - from : 0;
         *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .count = n < MM_SECTOR_LEASES ? n : MM_SECTOR_LEASES, .epoch = k->epoch,
-                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i, .segments = k->segments, .discarded = k->discarded };
+                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i, .segments = (uint32_t)k->segments,
+                               .retirements = k->retirements, .discarded = k->discarded };
         memcpy(s->leases, k->leases + from, s->count * sizeof *s->leases);
         s->crc = sector_crc(s, m->config.uuid);
     }
@@ -157,7 +160,7 @@ static int mend(const mm_config *c, uint32_t slot, uint32_t block)
         memset(s, 0, sizeof *s);
         if (k.epoch) {
             *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .epoch = k.epoch, .slot = slot, .place = block * MM_MARK_SECTORS + i,
-                                   .segments = k.segments, .discarded = k.discarded };
+                                   .segments = (uint32_t)k.segments, .retirements = k.retirements, .discarded = k.discarded };
             s->crc = sector_crc(s, c->uuid);
         }
         e = mm_os_write_at(c->marks, s, sizeof *s, block_offset(slot, block) + i * sizeof *s);

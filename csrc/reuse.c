@@ -17,6 +17,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     mm_segment *s = &m->segments[n];
     uint64_t w = at_load_acquire(&s->word), base = n << m->segment_shift;
     if (!mm_log_reaches(m, base + MM_BLOCK)) return mm_corrupt(r, MM_FILE_LOG, base);
+    at_add_seq_cst(mm_retirements(m), 1); /* before it is written, and before its epoch: a plain copy of the log that has the one has the other */
     at_fence_full(); /* the commit words stored for others, and the last look at a head, before the epoch (C9) */
     mm_segment_retired t = { .magic = MM_RETIRED_MAGIC, .generation = (uint32_t)mm_segword_generation(w), .number = n,
                              .epoch = at_load_acquire(&m->g->epoch) };
@@ -55,12 +56,15 @@ void mm_reclaim(mm *m)
 
 #define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */
 
-/* The first block stays: its header says which generation was retired.  A file system that cannot punch keeps the bytes. */
+/* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
+ * file system that cannot punch keeps the bytes. */
 static bool punch(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
     uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift;
+    bool whole = mm_log_reaches(m, end) && mm_os_grow(m->config.log, end - MM_BLOCK, end) == 0; /* one of an earlier life may end with a hole */
+    if (whole && mm_segment_stamp_end(m, n, mm_segword_generation(w), at_load_acquire(&m->g->stable))) end -= MM_BLOCK;
     if (mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
     mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
     return true;

@@ -214,12 +214,34 @@ static void adopt_segment(scan *s, uint64_t n)
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
 }
 
+/* What the end of the segment knows, also of a generation that came after that of its header. */
+static void look_for_stamp(scan *s, uint64_t n)
+{
+    mm_segment_stamp t;
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    if (end > s->size || mm_os_data(s->m->config.log, end - sizeof t) > end - sizeof t) return;
+    memcpy(&t, s->m->log + end - sizeof t, sizeof t);
+    if (t.magic != MM_STAMP_MAGIC || t.number != n) return;
+    if (t.crc == crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12) && t.stable > s->stable) s->stable = t.stable;
+}
+
+/* Begins a lease of the next generation here, by one who knew of a newer durable epoch than any mark does?  Then the header of the segment was
+ * copied while it held what counts, and this when it was used again: a plain copy of a store in use.  (Its checksum needs a salt that is not
+ * here.  After a loss of power the mark says as much as the lease.) */
+static void look_for_later_life(scan *s, uint64_t at, uint64_t generation)
+{
+    mm_lease_header h;
+    memcpy(&h, s->m->log + at, sizeof h);
+    if (h.magic == MM_LEASE_MAGIC && h.address == at && h.generation == mm_generation_after(generation) && h.stable > s->stable) s->stable = h.stable;
+}
+
 static int read_segment(scan *s, uint64_t n)
 {
     mm *m = s->m;
     uint32_t seed = mm_segment_seed(m, &m->segments[n]);
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
+    look_for_stamp(s, n);
     s->tail[n] = (n << m->segment_shift) + MM_BLOCK;
     for (uint64_t at = s->tail[n]; at + MM_BLOCK <= end;) {
         uint64_t data = mm_os_data(m->config.log, at); /* a hole is not even looked at: in memory file systems that takes room */
@@ -230,6 +252,7 @@ static int read_segment(scan *s, uint64_t n)
         uint64_t blocks = mm_lease_blocks(m, at, seed, generation), stop = at + blocks * MM_BLOCK;
         int rc = blocks ? scan_lease(s, at, stop < end ? stop : end, seed) : MM_OK;
         if (rc) return rc;
+        if (!blocks) look_for_later_life(s, at, generation);
         at = blocks ? stop : at + MM_BLOCK;
         if (blocks) s->tail[n] = stop;
     }
@@ -345,6 +368,8 @@ static int check_required(scan *s)
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
     if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    uint32_t retirements = s->size >= MM_BLOCK ? (uint32_t)at_load_relaxed(mm_retirements(s->m)) : 0;
+    if (!rc && (int32_t)(retirements - mark.retirements) < 0) rc = mm_corrupt(s->r, MM_FILE_LOG, MM_RETIREMENTS_OFFSET); /* `log` is older than `marks` */
     if (!rc && s->m->config.discarded < mark.discarded) rc = mm_corrupt(s->r, MM_FILE_CONFIG, 0); /* it is older than it was */
     for (uint64_t i = 0; !rc && i < s->found; i++)
         if (s->leases[i].ended > s->leases[i].end - s->leases[i].address) rc = mm_corrupt(s->r, MM_FILE_LOG, s->leases[i].end);

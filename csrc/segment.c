@@ -184,6 +184,18 @@ static int take_free(mm *m, uint64_t *n, uint64_t *generation, mm_result *r)
     }
 }
 
+/* Before anything that the generation before held is gone: see mm_segment_stamp.  False: the segment never was whole. */
+bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable)
+{
+    uint64_t end = (n + 1) << m->segment_shift;
+    if (!mm_log_reaches(m, end)) return false;
+    mm_segment_stamp t = { .magic = MM_STAMP_MAGIC, .generation = (uint32_t)generation, .number = n, .stable = stable };
+    t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
+    at_copy(m->log + end - sizeof t, &t, sizeof t);
+    at_fence_full();
+    return true;
+}
+
 /* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
  * its retirement names that generation. */
 static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
@@ -199,6 +211,7 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
                             .epoch = at_load_acquire(&m->g->epoch), .stable = at_load_acquire(&m->g->stable) };
     memcpy(h.uuid, m->config.uuid, sizeof h.uuid);
     h.crc = crc32c_extend(0, (const uint8_t *)&h + 12, sizeof h - 12);
+    mm_segment_stamp_end(m, n, generation, h.stable);
     at_copy(m->log + at, &h, sizeof h);
     mm_segment *s = &m->segments[n];
     at_store_relaxed(&s->salt, salt);

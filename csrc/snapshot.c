@@ -132,6 +132,7 @@ static int copy_heads_and_segments(writer *w, mm_snapshot_header *h, mm_result *
     at_word *head;
     h->log_taken = at_load_acquire(&m->g->log_taken);
     w->begun = at_add_seq_cst(&m->g->epoch, 1) + 1; /* a step: what was written before has a smaller LSN */
+    mm_epoch_time(m, w->begun);
     h->a = oldest_colour(m);
     h->segments = at_load_acquire(&m->g->segments);
     if (h->segments && !mm_segment_of(m, (h->segments - 1) << m->segment_shift, r)) return MM_CORRUPT;

@@ -171,7 +171,7 @@ static bool aged(mm *m, const mm_candidate *c)
     if (m->since_scan < 16) return false; /* looking at all slots costs: not at every call */
     m->since_scan = 0;
     uint64_t now = c->epoch;
-    at_cas_acq_rel(&m->g->epoch, &now, c->epoch + 1); /* somebody has to move the clock on; lost: somebody did */
+    if (at_cas_acq_rel(&m->g->epoch, &now, c->epoch + 1)) mm_epoch_time(m, c->epoch + 1); /* somebody has to move the clock on; lost: somebody did */
     m->oldest_pin = mm_oldest_pin(m);
     return m->oldest_pin > c->epoch;
 }

@@ -1,7 +1,11 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
+from ._backup import Backup
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
+from ._readers import Reader, readers
+from ._space import Cleaned, clean
+from ._visit import backup
 from .errors import (
     Closed,
     CollectionNotFound,
@@ -29,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Add",
     "Append",
+    "Backup",
+    "Cleaned",
     "Closed",
     "CollectionNotFound",
     "Conflict",
@@ -50,6 +56,7 @@ __all__ = [
     "PageNotFound",
     "PagePtr",
     "Problem",
+    "Reader",
     "Report",
     "Salvaged",
     "Stats",
@@ -60,7 +67,10 @@ __all__ = [
     "Union",
     "Unsupported",
     "View",
+    "backup",
+    "clean",
     "open",
+    "readers",
     "salvage",
     "verify",
 ]

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmpc", description="Looks after mmpc stores.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_check,):
+    for add in (_add_check, _add_gc, _add_readers, _add_backup):
         add(commands)
     return parser
 
@@ -84,6 +84,98 @@ def _check(options: argparse.Namespace) -> int:
         if saved is not None:
             print(saved)
     return SOUND if report.ok else DAMAGED
+
+
+# ---- gc
+
+
+def _add_gc(commands: Any) -> None:
+    gc = _command(
+        commands,
+        "gc",
+        "give back the space that a store can do without",
+        "Empties every segment of the log from which space can be gained, and gives all that is free back to the file\n"
+        "system. Others may use the store meanwhile: nothing that they read changes, and nobody waits. The store's\n"
+        "materializer is not needed.",
+        "python -m mmpc gc /var/lib/things",
+        "0 done, 1 done but for segments that hold damage, 2 it could not be done",
+    )
+    gc.set_defaults(run=_gc)
+
+
+def _gc(options: argparse.Namespace) -> int:
+    with Bar("cleaning") as bar:
+        report = mmpc.clean(options.path, progress=bar)
+    print(json.dumps(report.as_dict()) if options.json else report)
+    return DAMAGED if report.damage else SOUND
+
+
+# ---- readers
+
+
+def _add_readers(commands: Any) -> None:
+    readers = _command(
+        commands,
+        "readers",
+        "say who has a store open, what each holds, and for how long",
+        "Lists the processes that have the store open: since when, the oldest epoch that a call or a Tx of each holds\n"
+        "and for how long, the segments that views hold, and how many bytes of the log wait for it. It attaches to\n"
+        "nothing and needs to read the files, no more.",
+        "python -m mmpc readers /var/lib/things --json",
+        "0 listed, 2 the store could not be read",
+    )
+    readers.set_defaults(run=_readers)
+
+
+def _readers(options: argparse.Namespace) -> int:
+    found = mmpc.readers(options.path)
+    if options.json:
+        print(json.dumps({"path": options.path, "readers": [reader.as_dict() for reader in found]}))
+    else:
+        print("\n".join(map(str, found)) or "nobody has the store open")
+    return SOUND
+
+
+# ---- backup
+
+
+def _add_backup(commands: Any) -> None:
+    backup = _command(
+        commands,
+        "backup",
+        "copy a store while others write to it",
+        "Copies the store into DEST, a directory that is empty or does not exist. Others may write meanwhile. The\n"
+        "copy is a store: it holds everything that was written when the backup began, and is opened like any other.\n"
+        "The store's materializer is not needed.",
+        "python -m mmpc backup /var/lib/things /mnt/backups/things-monday",
+        "0 done, 1 the store is damaged, 2 it could not be done; unless it is 0, DEST is no store",
+    )
+    backup.add_argument("dest", metavar="DEST", help="where the copy goes: an empty directory, or none yet")
+    backup.set_defaults(run=_backup)
+
+
+def _backup(options: argparse.Namespace) -> int:
+    try:
+        with Bar("copying") as bar:
+            report = mmpc.backup(options.path, options.dest, progress=bar)
+    except mmpc.CorruptionError as error:
+        print(f"mmpc: {type(error).__name__}: {error}", file=sys.stderr)
+        return DAMAGED
+    print(json.dumps(report.as_dict()) if options.json else report)
+    return SOUND
+
+
+def _command(commands: Any, name: str, what: str, description: str, example: str, status: str) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=description,
+        epilog=f"example: {example}\n\nexit status: {status}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="PATH", help="the store's directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
 
 
 class Bar:

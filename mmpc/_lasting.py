@@ -102,14 +102,21 @@ def mended_config(data: bytes) -> Config | None:
 class Marks:
     """The newest mark: its epoch D (0: none), and the leases that it lists, with their fills."""
 
-    __slots__ = ("discarded", "durable", "hidden", "leases", "segments", "whole")
+    __slots__ = ("discarded", "durable", "hidden", "leases", "retirements", "sectors", "segments", "whole")
 
     def __init__(self) -> None:
         self.durable = 0
         self.leases: list[tuple[int, int, int]] = []  # address, fill, generation of its segment
+        self.retirements = 0  # of segments, ever
         self.segments = self.discarded = 0  # of the log in use; newest colour that config must call discarded
         self.hidden = False  # a block may have said something newer
         self.whole = 0
+        self.sectors = 0  # of the newest mark that are whole
+
+    @property
+    def complete(self) -> bool:
+        """All of the newest mark was read: it lists what it was written with."""
+        return self.sectors == MARK_SECTORS
 
 
 def read_marks(fd: int, uuid: bytes, findings: Findings) -> Marks:
@@ -154,12 +161,14 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             if any(data):
                 bad.append(place)
             continue
-        epoch, segments, discarded, leases = found
+        epoch, (segments, retirements, discarded), leases = found
         epochs.append(epoch)
         marks.whole += 1
         if epoch > marks.durable:
             marks.durable, marks.segments, marks.discarded, marks.leases = epoch, segments, discarded, []
+            marks.retirements, marks.sectors = retirements, 0
         if epoch == marks.durable:
+            marks.sectors += 1
             marks.leases += leases
     if bad and not epochs and len(bad) == MARK_SECTORS:
         marks.hidden = True
@@ -169,16 +178,18 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             findings.warn("marks", place, "this sector of a mark is damaged; it is not the only one")
 
 
-def _sector(data: bytes, place: int, seed: int) -> tuple[int, int, int, list[tuple[int, int, int]]] | None:
+def _sector(data: bytes, place: int, seed: int) -> tuple[int, tuple[int, int, int], list[tuple[int, int, int]]] | None:
     if len(data) < SECTOR:
         return None
-    magic, sum_, count, epoch, slot, own, segments, discarded = MARK_SECTOR.unpack_from(data)
+    magic, sum_, count, epoch, slot, own, *says = MARK_SECTOR.unpack_from(data)
     if magic != MARK_MAGIC or count > SECTOR_LEASES or slot >= SLOTS or sum_ != crc(data[12:], seed):
         return None
     if slot * 2 * MARK_SECTORS + own != place // SECTOR:
         return None
+    segments, retirements, discarded = says
     leases = MARK_LEASE.iter_unpack(data[MARK_SECTOR.size : MARK_SECTOR.size + MARK_LEASE.size * count])
-    return epoch, segments, discarded, [(address, fill, generation) for address, fill, generation in leases]
+    named = [(address, fill, generation) for address, fill, generation in leases]
+    return epoch, (segments, retirements, discarded), named
 
 
 # ---- snapshots

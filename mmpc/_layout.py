@@ -33,14 +33,17 @@ SEGMENT_MAGIC = b"\0MMPCseg"
 SEGMENT_RETIRED = Struct("<8sIIQQ")
 RETIRED_MAGIC = b"MMPCrtrd"
 RETIRED_AT = (512, 1024)
+SEGMENT_STAMP = Struct("<8sIIQQ32s")  # magic, crc, generation, number, stable, zero; at the end of a segment
+STAMP_MAGIC = b"MMPCstmp"
 # crc, magic, address, blocks, generation, previous, filled, previous_generation, stable; then end, end_epoch
 LEASE_HEADER = Struct("<IIQIIQIIQQQ")
 LEASE_SUMMED = 48
 LEASE_MAGIC = 0x4C455345
 RECORD = Struct("<QQQQQ")  # crc_commit, shape, page_colour, version, prev_colour
 
-# magic, crc, count, epoch, slot, place, segments, discarded; then as many MARK_LEASEs
-MARK_SECTOR = Struct("<8sIIQIIQQ")
+RETIREMENTS_AT = 256  # in the log: a word, how many segments were ever retired
+# magic, crc, count, epoch, slot, place, segments, retirements, discarded; then as many MARK_LEASEs
+MARK_SECTOR = Struct("<8sIIQIIIIQ")
 MARK_LEASE = Struct("<QII")  # address, fill, generation
 MARK_MAGIC = b"MMPCmark"
 
@@ -60,6 +63,11 @@ CONTROL_SEGMENTS = CONTROL_SLOTS + SLOTS * 1024
 SLOT_SIZE = 1024
 SLOT_LEASES = Struct("<QQQQ")  # announce, lease, lease_shape, lease_fill; at SLOT_LEASES_AT of a slot
 SLOT_LEASES_AT = 64
+# state, pid, opened; announce; pins; views
+SLOT = Struct("<QQQ40xQ56x32Q64Q128x")
+PINS = 32
+CONTROL_TIMES, TIMES, TIME_SAMPLE = 8192, 256, Struct("<QQ")  # of the epoch: (epoch, ns since 1970)
+RETIRED = 5  # a state: nothing in the segment is needed by who comes later
 SEGMENT_ENTRY = Struct("<QQQQQQQQ")  # word, fill, live, salt, opened, written, since, looked
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED

@@ -28,9 +28,12 @@ from ._layout import (
     RECORD,
     RETIRED_AT,
     RETIRED_MAGIC,
+    RETIREMENTS_AT,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
+    SEGMENT_STAMP,
+    STAMP_MAGIC,
     body_of,
     colour_of,
     crc,
@@ -206,6 +209,7 @@ class Log:
         self.newest: dict[int, int] = {}
         self.newest_durable: dict[int, int] = {}
         self.committed = self.bytes = self.discarded = self.max_colour = 0
+        self.later: dict[int, int] = {}  # what knows of a durable epoch in segments that may have been used again
         self.allocated = False  # there is a page that a finished store made, durable or not
         self.broken: set[int] = set()
         self.missed: set[int] = set()  # segments without a header of which something was asked for
@@ -247,6 +251,8 @@ class Log:
             if any(head[: SEGMENT_HEADER.size]):
                 self.broken.add(number)
             return
+        if number == 0:
+            head = head[:RETIREMENTS_AT] + bytes(8) + head[RETIREMENTS_AT + 8 :]
         if any(any(head[a:b]) for a, b in _UNUSED):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         said = [at for at in RETIRED_AT if any(head[at : at + SEGMENT_RETIRED.size])]
@@ -255,11 +261,13 @@ class Log:
         self.segments[number] = segment
         if self.gone(segment) and segment.retired <= self.durable:  # until then it is not overwritten
             return
+        self._stamp(number)
         at = base + BLOCK
         while at + BLOCK <= end:
             head = self.read(at, BLOCK)
             lease = lease_at(head, 0, at, segment, (number + 1 << self.shift) - at)
             if lease is None:
+                self._later_life(head, at, segment.generation)
                 at += BLOCK
                 continue
             self.leases[at] = lease
@@ -268,6 +276,22 @@ class Log:
             n = min(at + lease.size, end) - at
             self._scan_lease(lease, head if n == BLOCK else self.read(at, n), segment.seed)
             at += lease.size
+
+    def _stamp(self, number: int) -> None:
+        """What was written to the end of the segment when it was used again, before anything else."""
+        at = (number + 1 << self.shift) - SEGMENT_STAMP.size
+        data = self.read(at, SEGMENT_STAMP.size)
+        if len(data) < SEGMENT_STAMP.size:
+            return
+        magic, sum_, _generation, own, stable, _zero = SEGMENT_STAMP.unpack(data)
+        if magic == STAMP_MAGIC and own == number and sum_ == crc(data[12:], crc(self.uuid)):
+            self.later[at] = stable
+
+    def _later_life(self, head: bytes, at: int, generation: int) -> None:
+        """A lease of the next generation, where the header is of this one: it was copied before, in a store in use."""
+        _sum, magic, own, _blocks, of, _previous, _filled, _before, stable, *_end = LEASE_HEADER.unpack_from(head)
+        if magic == LEASE_MAGIC and own == at and of == (generation + 1 if generation < 0xFFFFFF else 2):
+            self.later[at] = stable
 
     def _scan_lease(self, lease: Lease, data: bytes, seed: int) -> None:
         """Appends the whole records of a lease, up to the first that is not."""

@@ -125,7 +125,7 @@ def _open(options: Options, create: bool) -> tuple[Attachment, bool]:
             if attachment is not None:
                 return attachment, True
         elif not create:
-            raise _absent(options.path)
+            raise absent(options.path)
         found = _open_locked(options, create)
         if found is not None:
             return found
@@ -134,7 +134,8 @@ def _open(options: Options, create: bool) -> tuple[Attachment, bool]:
     )
 
 
-def _absent(path: str) -> Exception:
+def absent(path: str) -> Exception:
+    """What to raise where no store is."""
     if os.path.isdir(path) and set(os.listdir(path)) - {"open.lock"}:
         return errors.IncompatibleStore(f"{path!r} is not an mmpc store: it holds no 'config'")
     return FileNotFoundError(2, "no store here; pass create=True to make one", path)
@@ -245,7 +246,7 @@ def _open_locked(options: Options, create: bool) -> tuple[Attachment, bool] | No
         config = _files.read_config(path)
         if config is None:
             if not create:
-                raise _absent(path)
+                raise absent(path)
             return _create(options), False
         _compare(config, options)
         attachment = _attach(config, options, locked=True) or _recover(config, options)

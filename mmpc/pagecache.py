@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 
-from . import _files, _maintenance, _snapshot, _store, _views, errors
+from . import _backup, _files, _maintenance, _readers, _snapshot, _store, _views, errors
 from ._face import Materialized, PagePtr, T, Verbs
 from ._native import ffi, lib
 from .materializer import Materializer, by_name
@@ -307,6 +307,25 @@ class PageCache(Verbs[T]):
             if lib.mm_snapshot_claim(self._attachment.mm):
                 self._snapshotter = _maintenance.Snapshotter(self._attachment, self._options.path)
 
+    def backup(
+        self, dest: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+    ) -> _backup.Backup:
+        """Copies the store into the directory `dest`, which is empty or does not exist, while everybody goes on.
+
+        The copy is a store of its own (with the uuid of this one, which seeds its checksums). It holds all that
+        returned before, and of what is written meanwhile a closed part: what somebody saw is never missing where what
+        he wrote on it is there. An ordinary `open` recovers it. It is durable on return; cut off before, `dest` is no
+        store. `dest` may lie on any file system; the copy can be opened on a local one. A `read_only` handle can make
+        one too. Flushes.
+
+        `progress(done, total)` is called now and then with bytes. Errors: IncompatibleStore (`dest` holds something),
+        ValueError (it is the store, or in it), DiskFullError (`dest` is as it was), CorruptionError, StoreFailed,
+        StoreBusy (somebody else makes a backup there).
+        """
+        self._here()
+        where = os.path.abspath(os.fsdecode(dest))
+        return _backup.copy_store(self._attachment.mm, self._options.path, where, progress)
+
     # ---- space
 
     def attempt_gc(self) -> bool:
@@ -541,13 +560,13 @@ class PageCache(Verbs[T]):
     # ---- looking
 
     def stats(self) -> Stats:
-        """Counters of the store and of all attached processes, as they stand."""
+        """Counters of the store and of all attached processes, as they stand. `readers` says who holds what."""
         self._here()
         s = ffi.new("mm_stats *")
         while True:
             status = lib.mm_get_stats(self._attachment.mm, s)
             if status == errors.OK:
-                return Stats(s)
+                return Stats(s, self._options.path)
             self._mend(status, (0,) * 8, 0, None)
 
     def _check(self) -> int:
@@ -591,6 +610,7 @@ class Stats:
         "oldest_pin",
         "operations",
         "pages",
+        "path",
         "reaped",
         "segments",
         "segments_free",
@@ -602,12 +622,28 @@ class Stats:
         "written",
     )
 
-    def __init__(self, s: Any) -> None:
+    path: str
+    segments_free: int
+    segments_retired: int
+    log_used: int
+
+    def __init__(self, s: Any, path: str) -> None:
+        self.path = path
         for name in self.__slots__:
-            setattr(self, name, int(getattr(s, name)))
+            if name != "path":
+                setattr(self, name, int(getattr(s, name)))
+
+    @property
+    def readers(self) -> list[_readers.Reader]:
+        """Who has the store open and what each holds, read when it is asked for; who holds the oldest pin comes first.
+
+        `stats().readers[0]` thus says who is to be asked when space or page ids are not used again.
+        """
+        found = _readers.readers(self.path)
+        return sorted(found, key=lambda r: (r.oldest is None, r.oldest or 0, r.slot))
 
     def __repr__(self) -> str:
-        return "Stats(" + ", ".join(f"{n}={getattr(self, n)}" for n in self.__slots__) + ")"
+        return "Stats(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in self.__slots__) + ")"
 
 
 def _reopen(

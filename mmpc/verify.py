@@ -17,7 +17,7 @@ import time
 from . import _files, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
-from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, SEGMENT_MAGIC
+from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, MASK32, RETIREMENTS_AT, SEGMENT_MAGIC
 from ._log import Lease, Log, Record
 
 TYPE_CHECKING = False
@@ -300,6 +300,10 @@ class Check:
             self._backwards(log, lease)
         if self.marks.segments << log.shift >= log.size + (1 << log.shift):
             self.findings.damage("log", log.size, f"is cut short: {self.marks.segments} segments were in use")
+        known = int.from_bytes(log.read(RETIREMENTS_AT, 8), "little") & MASK32
+        if known - self.marks.retirements & 1 << 31:
+            said = f"knows of {known} retirements, the newest mark of {self.marks.retirements}: it is the older one"
+            self.findings.damage("log", RETIREMENTS_AT, said)
 
     def _stands(self, log: Log, address: int) -> bool:
         """The segment has not been used again, or retired, since it was read."""
@@ -348,6 +352,7 @@ class Check:
         durable = self.marks.durable
         known = [(s.stable, f"segment {n}") for n, s in log.segments.items() if s.stable > durable]
         known += [(lease.stable, f"the lease at {a}") for a, lease in log.leases.items() if lease.stable > durable]
+        known += [(epoch, f"the later life of a segment at {a}") for a, epoch in log.later.items() if epoch > durable]
         known += [(s.b, s.name) for s in self.snapshots if s.b > durable]
         if known and "marks" in self.files.fds:
             durable = self._read_marks(Findings()).durable  # they were read first

@@ -27,6 +27,8 @@ STRUCTS = [
     "mm_globals",
     "mm_slot",
     "mm_segment",
+    "mm_epoch_sample",
+    "mm_segment_stamp",
     "mm_words_header",
 ]
 

@@ -60,10 +60,10 @@ def mark(path: str, leases: list[tuple[int, int, int]]) -> None:
     data, seed = loss.get(path, "marks"), crc(config_of(path).uuid)
     heads = {at: MARK_SECTOR.unpack_from(data, at) for at in range(0, 16 * BLOCK, SECTOR) if data[at]}
     newest = max(head[3] for head in heads.values())
-    for at, (_magic, _crc, _count, epoch, slot, place, segments, discarded) in heads.items():
+    for at, (_magic, _crc, _count, epoch, slot, place, *says) in heads.items():
         if epoch == newest:
             here = leases if place % 8 == 0 else []
-            sector = MARK_SECTOR.pack(MARK_MAGIC, 0, len(here), epoch, slot, place, segments, discarded)
+            sector = MARK_SECTOR.pack(MARK_MAGIC, 0, len(here), epoch, slot, place, *says)
             sector = (sector + b"".join(MARK_LEASE.pack(*lease) for lease in here)).ljust(SECTOR, b"\0")
             write(path, "marks", at, sector[:8] + struct.pack("<I", crc(sector[12:], seed)) + sector[12:])
 
