@@ -313,7 +313,7 @@ def test_snapshots_of_any_moment_of_concurrent_writes_change_nothing(
         assert found == without, f"{name} of {names}"
         used += f"beside {name}" in line
         shutil.rmtree(copy)
-    assert used == len(names) >= 6
+    assert used == len(names) >= 3
 
 
 # ---- they change nothing
@@ -371,8 +371,11 @@ def test_with_any_snapshot_of_the_past_a_recovery_finds_what_it_finds_without(
             handles = [mmpc.open(path, mmpc.Append(), create=True, **options) for _ in range(2)]
             held: list[int] = []
             durable: Dump = {}
+            stable = 0
             for number in range(rng.randrange(200, 700)):
                 pc = rng.choice(handles)
+                if pc.stable_lsn > stable:  # somebody flushed, or the cleaning that an operation paid for did
+                    stable, durable = pc.stable_lsn, dump(pc, 400)
                 action = rng.randrange(40)
                 if action < 5 or not held:
                     held.append(pc.allocate([])[0])
@@ -389,7 +392,6 @@ def test_with_any_snapshot_of_the_past_a_recovery_finds_what_it_finds_without(
                         pc.flush()
                     else:
                         pc.snapshot()
-                    durable = dump(pc, 400)
                     for name in loss.snapshots(path):
                         shutil.copy(os.path.join(path, name), kept)
                 else:
@@ -397,6 +399,8 @@ def test_with_any_snapshot_of_the_past_a_recovery_finds_what_it_finds_without(
                     pc.append(pid, [seal(pid, number, rng.choice([0, 0, 300]))])
                     if len(pc.get(pid).unwrap()) > 20:
                         pc.replace(pid, pc.get(pid).key, [])
+            if handles[0].stable_lsn > stable:
+                durable = dump(handles[0], 400)
             with open(os.path.join(top, "answer"), "wb") as f:
                 import pickle
 
