@@ -242,10 +242,10 @@ static uint64_t share_of(mm *m, enum mm_effort effort, uint64_t gain)
 }
 
 /* Until the gain is reached, or there is nothing to do, or something has to be waited for. */
-static int work(mm *m, enum mm_effort effort, uint64_t gain, mm_clean_report *c, mm_result *r)
+static int work(mm *m, enum mm_effort effort, uint64_t gain, uint64_t most, mm_clean_report *c, mm_result *r)
 {
     gain = share_of(m, effort, gain);
-    while (c->scanned < c->moved + gain && c->scanned / 8 < gain) {
+    while (c->scanned < c->moved + gain && c->scanned / 8 < gain && c->scanned < most) {
         if (!m->victim.held && !choose(m, effort)) return MM_OK;
         if (!m->victim.held) continue; /* somebody was faster */
         if (!holds(m)) {
@@ -265,7 +265,7 @@ static int work(mm *m, enum mm_effort effort, uint64_t gain, mm_clean_report *c,
 
 typedef struct clean_call {
     enum mm_effort effort;
-    uint64_t gain;
+    uint64_t gain, most; /* bytes to be read through, at most */
     mm_clean_report *report;
 } clean_call;
 
@@ -276,7 +276,7 @@ static int clean_pinned(mm *m, void *args, mm_result *r)
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     if (mm_trylock(m, MM_HOLD_CLEANING)) { /* another thread of this process is at it */
-        rc = mm_blame(m, work(m, c->effort, c->gain, c->report, r), r);
+        rc = mm_blame(m, work(m, c->effort, c->gain, c->most, c->report, r), r);
         c->report->more = m->victim.held && !m->victim.visit;
         mm_unlock(m, MM_HOLD_CLEANING);
     }
@@ -321,13 +321,30 @@ static int clean_once(mm *m, const clean_call *c, mm_result *r)
     return back ? back : rc;
 }
 
+/* Twice what is in use: large records may not pack as tightly as the effort asks for, and would be moved for ever. */
+static int bound(mm *m, void *args, mm_result *r)
+{
+    (void)r;
+    clean_call *c = args;
+    survey v;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    look_around(m, &v);
+    c->most = 2 * v.used + m->segment_size;
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
 int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r)
 {
-    clean_call c = { (enum mm_effort)effort, gain, report };
+    clean_call c = { (enum mm_effort)effort, gain, 0, report };
     uint64_t retired;
     int rc;
     memset(r, 0, sizeof *r);
     memset(report, 0, sizeof *report);
+    rc = mm_guarded(m, r, bound, &c);
+    if (rc) return rc;
     do {
         retired = report->retired;
         rc = clean_once(m, &c, r);

@@ -18,6 +18,7 @@ from mmpc._native import ffi, lib
 from .kill_cases import LARGE, THRESHOLD, VIEWED, Case, Lists, Model
 
 DEEP = 200  # a threshold that never makes a handle consolidate here
+FAILED_OFFSET = 4096 + 2 * 64  # of control: globals.failed
 MAX_PID_OFFSET = 4096 + 9 * 64  # of control: globals.max_pid
 FRESH_TABLE = 1024  # head words in the table of a new store
 
@@ -107,6 +108,13 @@ class World:
     def remove(self) -> None:
         self.leave()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def failed(self) -> bool:
+        """A sync has failed."""
+        with open(os.path.join(self.path, "control"), "rb") as f:
+            f.seek(FAILED_OFFSET)
+            return any(f.read(8))
 
     def forge_max_pid(self, pid: int) -> None:
         """As if all ids below had been handed out; nobody is attached."""
