@@ -353,9 +353,8 @@ class PageCache(Verbs[T]):
 
     def _made_room(self) -> bool:
         """On a full disk: whether segments were emptied that hold something that is live no more."""
-        r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
-        before = self.stats().segments_free
-        lib.mm_clean(self._attachment.mm, errors.ALL, 1 << 62, report, r)
+        mm, before = self._attachment.mm, self.stats().segments_free
+        lib.mm_clean(mm, errors.ALL, 1 << 62, ffi.new("mm_clean_report *"), ffi.new("mm_result *"))
         return self.stats().segments_free > before
 
     def rewrite(self, pid: int, tx: Tx | None = None) -> None:
