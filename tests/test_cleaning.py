@@ -312,6 +312,7 @@ def test_cleaners_that_die_or_stop_lose_nothing(
     os.close(read)
     os.close(told)
     clean(pc)
-    assert taken(pc) < 3_000_000
+    # While somebody stands still nothing is used again, so the log grows; a hole keeps its first and its last block.
+    assert taken(pc) < 3_000_000 + pc.stats().segments_free * 8192
     assert pc.stats().cleaned > 10
     assert mmpc.verify(path).ok
