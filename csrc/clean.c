@@ -59,8 +59,12 @@ static void look_around(mm *m, survey *v)
     }
 }
 
-/* More than 1.4 x what is live, and a few segments. */
-static bool too_large(const mm *m, const survey *v) { return v->used > v->live + v->live / 5 * 2 + SLACK_SEGMENTS * m->segment_size; }
+/* Bytes beyond 1.4 x what is live, and a few segments. */
+static uint64_t excess(const mm *m, const survey *v)
+{
+    uint64_t good = v->live + v->live / 5 * 2 + SLACK_SEGMENTS * m->segment_size;
+    return v->used > good ? v->used - good : 0;
+}
 
 /* The seed's rule: the live share, in percent, up to which segment n is worth cleaning; more at the beginning of the log than at its end. */
 static uint64_t threshold_of(const mm *m, uint64_t n)
@@ -72,7 +76,7 @@ static uint64_t threshold_of(const mm *m, uint64_t n)
 static bool worth_cleaning(const mm *m, const survey *v, enum mm_effort effort)
 {
     if (v->best == MM_NO_SEGMENT) return false;
-    if (too_large(m, v)) return v->best_live < m->segment_size - m->segment_size / 16;
+    if (excess(m, v)) return v->best_live < m->segment_size - m->segment_size / 16;
     if (effort == MM_EFFORT_WRITER) return false;
     if (effort == MM_EFFORT_ALL) return v->best_live < m->segment_size - m->segment_size / 8;
     return v->sealed > SLACK_SEGMENTS && v->best_live * 100 <= m->segment_size * threshold_of(m, v->best);
@@ -185,7 +189,7 @@ static int empty_lease(mm *m, uint64_t at, uint64_t blocks, uint32_t seed, mm_cl
     return m->victim.visit || (need && pos - at >= need) ? MM_OK : mm_corrupt(r, MM_FILE_LOG, pos);
 }
 
-/* The next lease of the victim, or a block without one. */
+/* The next lease of the victim, or a block without one.  It counts as done when it is: a fault ends this call anywhere, and another thread may go on. */
 static int empty_some(mm *m, mm_clean_report *c, mm_result *r)
 {
     mm_victim *v = &m->victim;
@@ -198,11 +202,13 @@ static int empty_some(mm *m, mm_clean_report *c, mm_result *r)
         if (!mm_log_reaches(m, end)) return mm_corrupt(r, MM_FILE_LOG, end);
     }
     uint64_t blocks = at + MM_BLOCK <= end ? mm_lease_blocks(m, at, seed, v->generation) : 0;
-    v->at += (blocks ? blocks : 1) * MM_BLOCK;
-    c->scanned += v->at - at;
-    int rc = blocks ? empty_lease(m, at, v->at <= end ? blocks : (end - at) / MM_BLOCK, seed, c, r) : MM_OK;
-    v->done = v->at + MM_BLOCK > end;
-    return rc;
+    uint64_t next = at + (blocks ? blocks : 1) * MM_BLOCK;
+    int rc = blocks ? empty_lease(m, at, next <= end ? blocks : (end - at) / MM_BLOCK, seed, c, r) : MM_OK;
+    if (rc) return rc;
+    c->scanned += next - at;
+    v->at = next;
+    v->done = next + MM_BLOCK > end;
+    return MM_OK;
 }
 
 static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
@@ -211,11 +217,13 @@ static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
     mm_segment *s = &m->segments[v->number];
     at_store_relaxed(&s->looked, at_load_relaxed(&m->g->epoch));
     if (v->visit) at_store_relaxed(&s->live, v->live);
-    int rc = v->visit ? MM_OK : mm_segment_retire(m, v->number, r);
-    c->retired += !v->visit && !rc;
+    int rc = v->visit ? MM_CONFLICT : mm_segment_retire(m, v->number, r);
+    if (rc && rc != MM_CONFLICT) return rc; /* the caller gives it up */
     v->held = false;
-    if (!v->visit && !rc) at_add_relaxed(&m->g->cleaned, 1);
-    return rc;
+    if (rc) return MM_OK; /* visited only, or not ours any more */
+    c->retired++;
+    at_add_relaxed(&m->g->cleaned, 1);
+    return MM_OK;
 }
 
 /* ---- the work ------------------------------------------------------------------------------------------------------------------------- */
@@ -237,8 +245,7 @@ static uint64_t share_of(mm *m, enum mm_effort effort, uint64_t gain)
     survey v;
     if (effort != MM_EFFORT_WRITER) return gain;
     look_around(m, &v);
-    uint64_t good = v.live + v.live / 5 * 2 + SLACK_SEGMENTS * m->segment_size;
-    return v.used > good ? gain + (v.used - good) / 4 : gain;
+    return gain + excess(m, &v) / 4;
 }
 
 /* Until the gain is reached, or there is nothing to do, or something has to be waited for. */
@@ -267,56 +274,88 @@ typedef struct clean_call {
     enum mm_effort effort;
     uint64_t gain, most; /* bytes to be read through, at most */
     mm_clean_report *report;
+    bool inside;         /* a fault ended the work */
+    bool all;            /* flush whatever waits for it */
+    uint64_t since;      /* an epoch to flush, so that what was retired can be used again; 0: not now */
 } clean_call;
 
+/* Where another thread of this process cleans there is nothing to do here. */
 static int clean_pinned(mm *m, void *args, mm_result *r)
 {
-    const clean_call *c = args;
+    clean_call *c = args;
+    uint64_t moved = c->report->moved;
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    if (mm_trylock(m, MM_HOLD_CLEANING)) { /* another thread of this process is at it */
+    if (mm_trylock(m, MM_HOLD_CLEANING)) {
+        c->inside = true;
         rc = mm_blame(m, work(m, c->effort, c->gain, c->most, c->report, r), r);
+        c->inside = false;
         c->report->more = m->victim.held && !m->victim.visit;
         mm_unlock(m, MM_HOLD_CLEANING);
     }
-    at_add_relaxed(&m->g->moved, c->report->moved);
+    at_add_relaxed(&m->g->moved, c->report->moved - moved);
     mm_leave(m, pin);
     return rc;
 }
 
-/* Without a pin: our own would keep what it looks for. */
-static int give_back(mm *m, void *args, mm_result *r)
+/* After a fault: the claim goes back, unless another thread has gone on with it, met the same and given it back, or taken a new one. */
+static int give_up_after_fault(mm *m, void *args, mm_result *r)
 {
-    (void)r;
-    uint64_t *punched = args;
+    (void)args, (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    if (mm_trylock(m, MM_HOLD_CLEANING)) {
+        give_up(m, true);
+        mm_unlock(m, MM_HOLD_CLEANING);
+    }
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+/* The pin comes after the search: our own would keep what it looks for. */
+static int give_back(mm *m, void *most, mm_result *r)
+{
+    uint32_t pin;
     int rc = mm_publish_begin(m, r);
     if (rc) return rc;
     mm_reclaim(m);
     mm_publish_end(m);
-    *punched = mm_punch(m, *punched);
+    rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    mm_punch(m, *(uint64_t *)most);
+    mm_leave(m, pin);
     return MM_OK;
 }
 
-static bool waits_for_flush(mm *m, enum mm_effort effort, uint64_t *since)
+static int look_for_pending(mm *m, void *args, mm_result *r)
 {
+    (void)r;
+    clean_call *c = args;
     survey v;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
     look_around(m, &v);
-    *since = v.since;
-    return v.pending && (v.pending >= PENDING_MOST || effort != MM_EFFORT_WRITER);
+    c->since = v.pending >= PENDING_MOST || c->all ? v.since : 0;
+    mm_leave(m, pin);
+    return MM_OK;
 }
 
 /* One round, and what it emptied given back. */
-static int clean_once(mm *m, const clean_call *c, mm_result *r)
+static int clean_once(mm *m, clean_call *c, mm_result *r)
 {
-    uint64_t since, advanced, punched = c->effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
-    int rc = mm_guarded(m, r, clean_pinned, (void *)c), back = MM_OK;
+    uint64_t advanced, punched = c->effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
+    int rc = mm_guarded(m, r, clean_pinned, c), back;
     mm_result other;
-    if (rc == MM_CORRUPT) mm_guarded(m, NULL, mm_clean_give_up, NULL); /* a fault in a mapping ended it: the claim goes back */
+    if (c->inside) mm_guarded(m, NULL, give_up_after_fault, NULL);
     if (rc && rc != MM_FULL) return rc;
-    bool all = c->effort != MM_EFFORT_WRITER || rc == MM_FULL;
-    if ((c->report->retired || all) && waits_for_flush(m, all ? MM_EFFORT_ALL : c->effort, &since)) back = mm_flush(m, since, &advanced, &other);
-    if (!back && (c->report->retired || all)) back = mm_guarded(m, &other, give_back, &punched);
+    c->all = c->effort != MM_EFFORT_WRITER || rc == MM_FULL; /* what waits for a flush may be the room that is missing */
+    if (!c->report->retired && !c->all) return MM_OK;
+    back = mm_guarded(m, &other, look_for_pending, c);
+    if (!back && c->since) back = mm_flush(m, c->since, &advanced, &other);
+    if (!back) back = mm_guarded(m, &other, give_back, &punched);
     if (back) *r = other;
     return back ? back : rc;
 }
@@ -338,7 +377,7 @@ static int bound(mm *m, void *args, mm_result *r)
 
 int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_result *r)
 {
-    clean_call c = { (enum mm_effort)effort, gain, 0, report };
+    clean_call c = { .effort = (enum mm_effort)effort, .gain = gain, .report = report };
     uint64_t retired;
     int rc;
     memset(r, 0, sizeof *r);
@@ -350,13 +389,6 @@ int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_
         rc = clean_once(m, &c, r);
     } while (rc == MM_FULL && report->retired > retired); /* what was emptied may be the room that was missing */
     return rc;
-}
-
-int mm_clean_give_up(mm *m, void *args, mm_result *r)
-{
-    (void)args, (void)r;
-    give_up(m, true);
-    return MM_OK;
 }
 
 bool mm_clean_owed(const mm *m) { return pv_load_relaxed(&m->debt) >= m->segment_size / DEBT_SHARE && !pv_load_relaxed(&m->helping); }

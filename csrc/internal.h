@@ -259,7 +259,6 @@ void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes
 
 /* clean.c */
 bool mm_clean_owed(const mm *m);            /* this process has taken so much of the log that it is to help */
-int mm_clean_give_up(mm *m, void *args, mm_result *r);
 
 /* relocate.c */
 int mm_chain_passes(mm *m, uint64_t pid, uint64_t address, uint64_t version, mm_result *r); /* 1: the record is in the page's chain; 0; or -status */

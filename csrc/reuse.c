@@ -16,6 +16,7 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
 {
     mm_segment *s = &m->segments[n];
     uint64_t w = at_load_acquire(&s->word), base = n << m->segment_shift;
+    if (mm_segword_state(w) != MM_SEG_CLAIMED || mm_segword_rest(w) != m->slot_index) return MM_CONFLICT; /* it is not ours any more: nothing is said */
     if (!mm_log_reaches(m, base + MM_BLOCK)) return mm_corrupt(r, MM_FILE_LOG, base);
     at_add_seq_cst(mm_retirements(m), 1); /* before it is written, and before its epoch: a plain copy of the log that has the one has the other */
     at_fence_full(); /* the commit words stored for others, and the last look at a head, before the epoch (C9) */
@@ -70,7 +71,7 @@ static bool punch(mm *m, uint64_t n)
     return true;
 }
 
-/* All but a few FREE segments become holes, from the end of the log on; at most `most` of them.  The caller has a pin. */
+/* All but the first FREE segments become holes; at most `most` of them.  The caller has a pin. */
 uint64_t mm_punch(mm *m, uint64_t most)
 {
     mm_result ignored;

@@ -189,7 +189,7 @@ int mm_suspected(const mm_config *c)
 
 /* ---- the end of the log ------------------------------------------------------------------------------------------------------ */
 
-/* Segments that hold something, or that the newest mark counts as in use; a retired one is free, since nobody can reach it. */
+/* Up to the last segment that holds something, or that the newest mark counts as in use: a retired one is in use until it is FREE. */
 static uint64_t end_of_use(mm *m, uint64_t n, uint64_t stable)
 {
     mm_mark mark;
