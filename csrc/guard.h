@@ -36,7 +36,6 @@ extern _Thread_local mm_guard *mm_guard_now MM_TLS_MODEL __attribute__((visibili
  * entry of the core that touches a mapping runs inside one.  r may be NULL; mm_last_fault then tells where. */
 typedef int mm_body(mm *m, void *args, mm_result *r);
 int mm_guarded(mm *m, mm_result *r, mm_body *body, void *args);
-void mm_guard_install(void); /* the signal handler; again at each attach, since others install theirs */
 
 /* Where they stand among the accesses that may fault, the compiler leaves them. */
 static inline void mm_note(uint32_t hold, uint32_t release)

@@ -105,6 +105,8 @@ void mm_mapped_bound(mm *m, uint64_t bytes);
 uint64_t mm_mapped(const mm *m); /* bytes, about */
 /* Where the last fault in a mapping was, for MM_CORRUPT from a call that takes no result: r->file, r->offset. */
 void mm_last_fault(const mm *m, mm_result *r);
+/* The signal handler of guard.c, on top of whoever is there: at each attach, and before leaving, since others install theirs. */
+void mm_guard_install(void);
 
 /* ---- verbs -------------------------------------------------------------------------------------------------------- */
 

@@ -339,8 +339,7 @@ class PageCache(Verbs[T]):
         return bool(report.retired or report.more)
 
     def _segment_shift(self) -> int:
-        config = _files.read_config(self._options.path)
-        return config.segment_shift if config is not None else 23
+        return int(getattr(_files.read_config(self._options.path), "segment_shift", 23))
 
     def _clean(self, effort: int, gain: int) -> Any:
         r, report = ffi.new("mm_result *"), ffi.new("mm_clean_report *")
@@ -500,6 +499,7 @@ class PageCache(Verbs[T]):
 
     def _leave(self) -> None:
         mm, options = self._attachment.mm, self._options
+        lib.mm_guard_install()  # a program that has put its own handler there would meet a cut file for ever
         if self._flusher is not None:
             self._flusher.stop()
         if self._snapshotter is not None:
