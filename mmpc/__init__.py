@@ -3,8 +3,10 @@
 from ._backup import Backup
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
+from ._open import open
 from ._readers import Reader, readers
 from ._space import Cleaned, clean
+from ._stats import Stats
 from ._visit import backup
 from .errors import (
     Closed,
@@ -23,7 +25,7 @@ from .errors import (
     Unsupported,
 )
 from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
-from .pagecache import PageCache, Stats, open
+from .pagecache import PageCache
 from .salvage import Salvaged, salvage
 from .tx import Tx
 from .verify import Report, verify

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from . import _files, _store, errors
+from ._open import NEVER
 from .materializer import Materializer
-from .pagecache import _NEVER, PageCache
+from .pagecache import PageCache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def visit(path: str | os.PathLike[str]) -> PageCache[Any]:
     config = _files.read_config(where)
     if config is None:
         raise _store.absent(where)
-    options = _store.Options(where, config.materializer, 0, _NEVER, None, False)
+    options = _store.Options(where, config.materializer, 0, NEVER, None, False)
     return PageCache(_Opaque(config.materializer), options, False, 0)
 
 

@@ -34,9 +34,13 @@ IMPORTS: dict[str, set[str]] = {
     "_readers": {"errors", "_files", "_findings", "_layout", "_volatile"},
     "_backup": {"errors", "_native", "_files", "_findings", "_layout", "_lasting", "_log", "_volatile"},
     "_views": {"errors", "_native", "_store"},
+    "_checks": set(),
+    "_stats": {"_readers"},
     "pagecache": LOW
-    | {"_backup", "_face", "_files", "_maintenance", "_readers", "_snapshot", "_store", "_views", "tx"},
-    "_visit": {"errors", "materializer", "pagecache", "_files", "_store"},
+    | {"_backup", "_checks", "_face", "_files", "_maintenance", "_open", "_snapshot", "_stats", "_store", "_views"}
+    | {"tx"},
+    "_open": {"materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
     "_space": {"errors", "_native", "_visit", "pagecache"},
     "_findings": set(),
     "_layout": {"_native"},

@@ -1,0 +1,125 @@
+"""Opening a store: options are checked here, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+
+from . import _files, _store
+from ._checks import check_cleanup, check_int
+from ._face import T
+from .materializer import Materializer, by_name
+from .pagecache import PageCache, ReadOnlyPageCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DEFAULT_CACHE = 64 << 20
+DEFAULT_THRESHOLD = 10
+NEVER = 1000  # deeper than any chain
+
+
+def open(
+    path: str | os.PathLike[str] | None,
+    materializer: Materializer[T],
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    temporary: bool = False,
+    cache_capacity: int = DEFAULT_CACHE,
+    mapped_capacity: int | None = None,
+    page_consolidation_threshold: int = DEFAULT_THRESHOLD,
+    segment_size: int | None = None,
+    flush_every_ms: int | None = None,
+    segment_cleanup_threshold: float = 0.4,
+    segment_cleanup_skew: int = 10,
+) -> PageCache[T]:
+    """Opens the store in directory `path`, for any number of processes at once.
+
+    `create` makes it when it is not there (with mode 0700).  `temporary` removes it when the last process
+    closes it; `path` may then be None. `read_only` refuses every verb that writes; the directory must be
+    writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
+    cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
+    `mapped_capacity` (bytes, at least 4 MiB) bounds what this handle keeps mapped of the log, which counts as
+    resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
+    until the kernel needs the memory.  Chains of more than `page_consolidation_threshold` fragments are merged to one
+    (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
+    good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
+    that what any process writes is flushed within about that time: one flush a period, however many processes
+    ask for it, and none when nothing is dirty; a `read_only` handle asks for none.  None, the default: who
+    needs durability calls `flush`.
+
+    Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
+    `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
+    `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
+
+    Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
+    segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
+    it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
+    """
+    if not isinstance(materializer, Materializer):
+        raise TypeError(f"materializer must be an mmpc.Materializer, not {type(materializer).__name__}")
+    if path is None and not temporary:
+        raise TypeError("path may be None only with temporary=True")
+    if path is None:
+        path, create = _files.temporary_path(), True
+    where = os.path.abspath(os.fsdecode(path))
+    check_int("cache_capacity", cache_capacity, 0, 1 << 62)
+    if mapped_capacity is not None:
+        check_int("mapped_capacity", mapped_capacity, 4 << 20, 1 << 62)
+    check_int("page_consolidation_threshold", page_consolidation_threshold, 1, 200)
+    shift = None
+    if segment_size is not None:
+        check_int("segment_size", segment_size, 1 << 16, 1 << 30)
+        if segment_size & (segment_size - 1):
+            raise ValueError(f"segment_size must be a power of two, not {segment_size}")
+        shift = segment_size.bit_length() - 1
+    if flush_every_ms is not None:
+        check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
+    cleanup = check_cleanup(segment_cleanup_threshold, segment_cleanup_skew)
+    name, kind = _identify(materializer)
+    # A reader merges for itself and leaves the chains as they are.
+    threshold = page_consolidation_threshold if not read_only else NEVER
+    options = _store.Options(
+        where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
+    )
+    make = ReadOnlyPageCache if read_only else PageCache
+    return make(materializer, options, create, cache_capacity)
+
+
+def _identify(materializer: Materializer[Any]) -> tuple[str, int]:
+    name = getattr(materializer, "name", None)
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= 200:
+        raise TypeError("a materializer needs a `name`: a string of 1 to 200 bytes, recorded in the store")
+    # A subclass of a native materializer may merge otherwise: C must not merge for it.
+    kind = int(materializer.kind) if type(materializer) is type(by_name(name)) else 0
+    if name.startswith("mmpc.") and not kind:
+        what = type(materializer).__name__
+        raise ValueError(f"names that begin with 'mmpc.' are the native materializers', not {what}'s")
+    return name, kind
+
+
+def reopen(
+    path: str,
+    materializer: Materializer[T],
+    read_only: bool,
+    temporary: bool,
+    capacity: int,
+    threshold: int,
+    flush_every_ms: int | None,
+    cleanup: tuple[int, int],
+    mapped: int | None,
+) -> PageCache[T]:
+    """What a pickled handle becomes."""
+    return open(
+        path,
+        materializer,
+        read_only=read_only,
+        temporary=temporary,
+        cache_capacity=capacity,
+        mapped_capacity=mapped,
+        page_consolidation_threshold=threshold if threshold != NEVER else DEFAULT_THRESHOLD,
+        flush_every_ms=flush_every_ms,
+        segment_cleanup_threshold=cleanup[0] / 100,
+        segment_cleanup_skew=cleanup[1],
+    )
