@@ -352,7 +352,7 @@ def test_a_damaged_page_1_is_told_to_who_asks_for_a_number_and_to_nobody_else(pa
     """The snapshot of the last close knows where page 1 is, in a segment that a recovery need not read."""
     with mmpc.open(path, mmpc.Append(), create=True, segment_size=1 << 16) as pc:
         pc.generate_id()
-        pid = [pc.allocate([str(i) * 30000])[0] for i in range(6)][0]
+        pid, *_ = [pc.allocate([str(i) * 30000])[0] for i in range(6)]
         at = (pc.get(1).key.head & (1 << 42) - 1) * 8
     with open(os.path.join(path, "log"), "r+b") as f:
         f.seek(at + 42)

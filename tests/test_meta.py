@@ -102,7 +102,9 @@ def test_nothing_else_is(store: Store, name: Any) -> None:
             use(name)
 
 
-@pytest.mark.parametrize(("wrong", "error"), [(-1, ValueError), (2**40, ValueError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("wrong", "error"), [(-1, ValueError), (2**40, ValueError), ("2", TypeError), (True, TypeError)]
+)
 def test_a_root_is_a_page_id(store: Store, wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         store.cas_root_in_meta("a", None, wrong)

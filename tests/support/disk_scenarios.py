@@ -400,6 +400,30 @@ def cleaning_and_snapshots(world: World) -> None:
     world.leave(pc)
 
 
+def _draw(author: Author, n: int) -> None:
+    """Numbers, of small intervals; what they are for is written beside; who flushes besides is others' business."""
+    rng = author.rng
+    with open_store(author.pc.path, idgen_persist_interval=rng.choice((1, 2, 5))) as pc:
+        for _ in range(n):
+            note(note="number", value=pc.generate_id())
+            if rng.random() < 0.3:
+                author.append(author.page())
+            if rng.random() < 0.1:
+                author.flush()
+
+
+def ids(world: World) -> None:
+    """Processes draw numbers; some are killed in the middle of it."""
+    pc = world.begin()
+    _pages(pc, world, 2)
+    for _ in range(3):
+        busy = [world.start(lambda a: _draw(a, 30)) for _ in range(2)]
+        busy += [world.start(lambda a: _draw(a, 30), die=world.rng.randint(50, 1500))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One life, or several: each but the first begins with an image of the one before."""
@@ -424,6 +448,8 @@ SCENARIOS = [
     Scenario("lives", (writers, go_on, go_on, go_on)),
     Scenario("cleaning", (cleaning,)),
     Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
+    Scenario("ids", (ids,)),
+    Scenario("ids-lives", (ids, ids, ids)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):
