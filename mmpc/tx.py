@@ -46,14 +46,22 @@ class Tx:
         # The pin's index is written into memory that this object owns already: an exception in between loses
         # nothing.
         self._pin: Any = ffi.new("uint32_t *", _NONE)
-        ts, r = ffi.new("uint64_t *", _ANY), ffi.new("mm_result *")
+        ts = ffi.new("uint64_t *")
         status = lib.mm_pin(attachment.mm, self._pin, ffi.NULL)
-        if not status:
-            status = lib.mm_generate_id(attachment.mm, ts, 1, r)
+        if status:
+            raise _refused(status, ffi.new("mm_result *"), attachment, path)
+        if lib.mm_id_quick(attachment.mm, ts):  # the pin keeps the mapping
+            self._draw(attachment, ts, path)
+        self.ts: int = ts[0]
+
+    def _draw(self, attachment: Attachment, ts: Any, path: str) -> None:
+        """Once in an interval of numbers: something has to be written first."""
+        r = ffi.new("mm_result *")
+        ts[0] = _ANY
+        status = lib.mm_generate_id(attachment.mm, ts, 1, r)
         if status:
             self.close()
             raise _refused(status, r, attachment, path)
-        self.ts: int = ts[0]
 
     def _check(self, handle: Any) -> None:
         self._check_open()
