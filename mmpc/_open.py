@@ -34,6 +34,7 @@ def open(
     segment_cleanup_threshold: float = 0.4,
     segment_cleanup_skew: int = 10,
     idgen_persist_interval: int = _store.ID_INTERVAL,
+    event_log: str | os.PathLike[str] | None = None,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -56,6 +57,9 @@ def open(
 
     `idgen_persist_interval` (1 to 2^40): `generate_id` writes a record once in so many numbers, and a recovery skips at
     most twice as many.  Each process may have its own; a small one makes numbers slow, since each record is flushed.
+
+    `event_log`, a directory that is made if need be, or the environment variable MMPC_EVENT_LOG: what the handle does
+    is written there, for programs that judge it (`mmpc.event_log`); it makes every verb slow.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -97,6 +101,12 @@ def open(
         mapped_capacity,
         idgen_persist_interval,
     )
+    recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
+    if recorded:
+        from . import event_log as events
+
+        directory = os.path.abspath(os.fsdecode(recorded))
+        return events.opened(directory, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -124,6 +134,7 @@ def reopen(
     cleanup: tuple[int, int],
     mapped: int | None,
     id_interval: int = _store.ID_INTERVAL,
+    event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
     return open(
@@ -138,4 +149,5 @@ def reopen(
         segment_cleanup_threshold=cleanup[0] / 100,
         segment_cleanup_skew=cleanup[1],
         idgen_persist_interval=id_interval,
+        event_log=event_log,
     )

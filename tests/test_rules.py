@@ -41,7 +41,9 @@ IMPORTS: dict[str, set[str]] = {
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_meta", "_open", "_snapshot", "_stats", "_store"}
     | {"_views", "tx"},
-    "_open": {"materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "_open": {"event_log", "materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "_recording": {"errors", "results"},
+    "event_log": {"errors", "codec", "_files", "_layout", "_native", "_recording", "pagecache"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
     "_space": {"errors", "_native", "_visit", "pagecache"},
     "_findings": set(),
