@@ -265,8 +265,8 @@ def rivals(world: World) -> None:
 
 
 def _steady(author: Author, n: int) -> None:
-    """Small operations in a lease that lasts, so that flushes need one sync.  What is seen on a page that all share, or
-    on another's, goes to a page of one's own: what belongs together lies in the leases of several processes.
+    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have just
+    written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
     """
     author.pads, author.large = (3000,), 1 << 30
     for _ in range(3):
@@ -274,12 +274,12 @@ def _steady(author: Author, n: int) -> None:
     author.pads = (0, 3, 20)
     mine = author.allocate()
     author.flush()
-    for i in range(n):
-        if i % 3 == author.name % 3:
-            author.append(2)
-        author.read(author.rng.choice((2, author.page())))
-        author.append(mine)
-        if author.rng.random() < 0.5:
+    for _ in range(n):
+        author.append(author.rng.choice((2, mine)))
+        if author.name == 1 or author.rng.random() < 0.1:
+            for pid in (2, author.page(), author.page()):
+                author.read(pid)
+            author.append(mine)
             author.flush()
 
 
