@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import _files, _store
-from ._checks import check_cleanup, check_int
+from ._checks import check_bool, check_cleanup, check_int
 from ._face import T
 from .materializer import Materializer, by_name
 from .pagecache import PageCache, ReadOnlyPageCache
@@ -33,6 +33,8 @@ def open(
     flush_every_ms: int | None = None,
     segment_cleanup_threshold: float = 0.4,
     segment_cleanup_skew: int = 10,
+    metrics: bool = True,
+    print_profile_on_close: bool = False,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -52,6 +54,9 @@ def open(
     Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
     `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
     `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
+
+    `metrics`: this process counts and times what it does, for `PageCache.metrics`, at a cost of a percent or two.
+    `print_profile_on_close` prints those of all processes to standard output when this handle is closed.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -83,6 +88,8 @@ def open(
     options = _store.Options(
         where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
     )
+    options.metrics = check_bool("metrics", metrics)
+    options.profile = check_bool("print_profile_on_close", print_profile_on_close)
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -109,6 +116,8 @@ def reopen(
     flush_every_ms: int | None,
     cleanup: tuple[int, int],
     mapped: int | None,
+    metrics: bool,
+    profile: bool,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
     return open(
@@ -122,4 +131,6 @@ def reopen(
         flush_every_ms=flush_every_ms,
         segment_cleanup_threshold=cleanup[0] / 100,
         segment_cleanup_skew=cleanup[1],
+        metrics=metrics,
+        print_profile_on_close=profile,
     )

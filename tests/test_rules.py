@@ -36,9 +36,11 @@ IMPORTS: dict[str, set[str]] = {
     "_views": {"errors", "_native", "_store"},
     "_checks": set(),
     "_stats": {"_readers"},
+    "_metrics": {"errors", "_native", "_files", "_layout", "_readers", "_profile"},
+    "_profile": {"_metrics"},
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_open", "_snapshot", "_stats", "_store", "_views"}
-    | {"tx"},
+    | {"tx", "_metrics"},
     "_open": {"materializer", "pagecache", "_checks", "_face", "_files", "_store"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
     "_space": {"errors", "_native", "_visit", "pagecache"},
