@@ -42,7 +42,7 @@
     X(leases, "runs of blocks taken from the log") \
     X(leased_bytes, "bytes of them") \
     X(flushes, "calls that asked for durability and found something to do") \
-    X(syncs, "syncs of the log with their marks") \
+    X(syncs, "syncs of the log, with their marks where they need one") \
     X(snapshots, "snapshots written") \
     X(recoveries, "recoveries made") \
     X(attaches, "times that a process came") \
@@ -70,7 +70,7 @@
     X(rewrite, "ns", 1, "moving a page as it is") \
     X(lease, "ns", 1, "taking a run of blocks of the log") \
     X(flush, "ns", 1, "a call that asked for durability and found something to do") \
-    X(sync, "ns", 1, "one sync of the log with its mark") \
+    X(sync, "ns", 1, "one sync of the log, with its mark where it needs one") \
     X(flush_batch, "calls", 1, "how many calls one sync answered") \
     X(snapshot, "ns", 1, "writing a snapshot") \
     X(clean, "ns", 1, "a round of cleaning") \
