@@ -33,6 +33,8 @@ def open(
     flush_every_ms: int | None = None,
     segment_cleanup_threshold: float = 0.4,
     segment_cleanup_skew: int = 10,
+    idgen_persist_interval: int = _store.ID_INTERVAL,
+    event_log: str | os.PathLike[str] | None = None,
     metrics: bool = True,
     print_profile_on_close: bool = False,
 ) -> PageCache[T]:
@@ -58,6 +60,12 @@ def open(
     `metrics`: this process counts and times what it does, for `PageCache.metrics`, at a cost of a percent or two.
     `print_profile_on_close` prints those of all processes to standard output when this handle is closed.
 
+    `idgen_persist_interval` (1 to 2^40): `generate_id` writes a record once in so many numbers, and a recovery skips at
+    most twice as many.  Each process may have its own; a small one makes numbers slow, since each record is flushed.
+
+    `event_log`, a directory that is made if need be, or the environment variable MMPC_EVENT_LOG: what the handle does
+    is written there, for programs that judge it (`mmpc.event_log`); it makes every verb slow.
+
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
     it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
@@ -81,15 +89,31 @@ def open(
         shift = segment_size.bit_length() - 1
     if flush_every_ms is not None:
         check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
+    check_int("idgen_persist_interval", idgen_persist_interval, 1, 1 << 40)
     cleanup = check_cleanup(segment_cleanup_threshold, segment_cleanup_skew)
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else NEVER
     options = _store.Options(
-        where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
+        where,
+        name,
+        kind,
+        threshold,
+        shift,
+        temporary,
+        flush_every_ms,
+        cleanup,
+        mapped_capacity,
+        idgen_persist_interval,
     )
     options.metrics = check_bool("metrics", metrics)
     options.profile = check_bool("print_profile_on_close", print_profile_on_close)
+    recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
+    if recorded:
+        from . import event_log as events
+
+        directory = os.path.abspath(os.fsdecode(recorded))
+        return events.opened(directory, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -116,8 +140,10 @@ def reopen(
     flush_every_ms: int | None,
     cleanup: tuple[int, int],
     mapped: int | None,
-    metrics: bool,
-    profile: bool,
+    id_interval: int = _store.ID_INTERVAL,
+    metrics: bool = True,
+    profile: bool = False,
+    event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
     return open(
@@ -131,6 +157,8 @@ def reopen(
         flush_every_ms=flush_every_ms,
         segment_cleanup_threshold=cleanup[0] / 100,
         segment_cleanup_skew=cleanup[1],
+        idgen_persist_interval=id_interval,
+        event_log=event_log,
         metrics=metrics,
         print_profile_on_close=profile,
     )
