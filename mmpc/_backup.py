@@ -160,7 +160,7 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         config = parse_config(data)
         if not isinstance(config, Config):
             raise errors.CorruptionError(f"'config': {config}", file="config", offset=0)
-        _write(os.path.join(dest, "config.new"), data)
+        _write(os.path.join(dest, "config.new"), _files.lasting_config(data))
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
         with _files.Descriptors() as files:

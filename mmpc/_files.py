@@ -29,6 +29,7 @@ MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
 SLOTS_READY = 16  # their blocks of `marks` are allocated at creation
 MAX_CONFIG = 64 << 20
+TEMPORARY = 1  # a bit of compat: who leaves last removes the store
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
 
 # Local file systems whose shared mappings are coherent and whose allocation can be reserved (statfs magic
@@ -52,10 +53,10 @@ _MAGIC = b"MMPCconf"
 
 class Config:
     """What `config` says.  Immutable facts of the store, and the colours that recoveries discarded (pairs lo
-    < colour <= hi).
+    < colour <= hi).  `compat`: feature bits, also those that this mmpc does not know.
     """
 
-    __slots__ = ("codec", "created", "discards", "materializer", "segment_shift", "uuid")
+    __slots__ = ("codec", "compat", "created", "discards", "materializer", "segment_shift", "uuid")
 
     def __init__(
         self,
@@ -65,19 +66,27 @@ class Config:
         codec: str,
         created: int,
         discards: tuple[tuple[int, int], ...] = (),
+        compat: int = 0,
     ) -> None:
         self.uuid = uuid
+        self.compat = compat
         self.segment_shift = segment_shift
         self.materializer = materializer
         self.codec = codec
         self.created = created
         self.discards = discards
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the store was made to be removed by who leaves it last."""
+        return bool(self.compat & TEMPORARY)
+
     def encode(self) -> bytes:
         names = b"".join(struct.pack("<I", len(n)) + n for n in (self.materializer.encode(), self.codec.encode()))
         pairs = struct.pack("<I", len(self.discards)) + b"".join(struct.pack("<QQ", *d) for d in self.discards)
         length = _CONFIG.size + len(names) + len(pairs)
-        head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, self.segment_shift, 0, 0, 0, self.uuid, self.created)
+        facts = (self.segment_shift, 0, 0, self.compat, self.uuid, self.created)
+        head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, *facts)
         data = head + names + pairs
         return data[:12] + struct.pack("<I", crc32c(data[16:])) + data[16:]
 
@@ -97,7 +106,7 @@ def decode_config(data: bytes) -> Config:
     """
     if len(data) < _CONFIG.size:
         raise _damaged(len(data), f"{len(data)} bytes are too short")
-    magic, fmt, crc, length, shift, incompat, ro_compat, _compat, uuid, created = _CONFIG.unpack_from(data)
+    magic, fmt, crc, length, shift, incompat, ro_compat, compat, uuid, created = _CONFIG.unpack_from(data)
     if magic != _MAGIC:
         raise errors.IncompatibleStore("'config' was not written by mmpc: this is another program's directory")
     if fmt != FORMAT:
@@ -117,7 +126,15 @@ def decode_config(data: bytes) -> Config:
     pairs = tuple(struct.unpack("<QQ", _slice(data, at + 16 * i, 16)) for i in range(min(count, len(data) // 16 + 1)))
     if len(pairs) != count or at + 16 * count != length or not 16 <= shift <= 30:
         raise _damaged(at, "fields do not fit")
-    return Config(uuid, shift, names[0].decode(errors="replace"), names[1].decode(errors="replace"), created, pairs)
+    materializer, codec = (name.decode(errors="replace") for name in names)
+    return Config(uuid, shift, materializer, codec, created, pairs, compat)
+
+
+def lasting_config(data: bytes) -> bytes:
+    """The bytes of `config` for a copy of the store, which is nobody's temporary one."""
+    config = decode_config(data)
+    config.compat &= ~TEMPORARY
+    return config.encode()
 
 
 def _slice(data: bytes, at: int, n: int) -> bytes:

@@ -105,7 +105,13 @@ class Found:
         _files.write_config(
             self.path,
             Config(
-                config.uuid, config.segment_shift, config.materializer, config.codec, config.created, discards
+                config.uuid,
+                config.segment_shift,
+                config.materializer,
+                config.codec,
+                config.created,
+                discards,
+                config.compat,
             ),
         )
         self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed

@@ -71,6 +71,7 @@ class Options:
         "segment_shift",
         "temporary",
         "threshold",
+        "wants_temporary",
     )
 
     def __init__(
@@ -93,7 +94,7 @@ class Options:
         self.kind = kind
         self.threshold = threshold
         self.segment_shift = segment_shift
-        self.temporary = temporary
+        self.temporary = self.wants_temporary = temporary  # `temporary`: what the store says, once it is open
 
 
 def _failed(status: int, r: Any, pid: int = 0) -> Exception:
@@ -142,7 +143,9 @@ def absent(path: str) -> Exception:
 
 
 def _compare(config: Config, options: Options) -> None:
-    """IncompatibleStore, naming both sides, where the store is not what the caller takes it for."""
+    """IncompatibleStore, naming both sides, where the store is not what the caller takes it for. What the store decides
+    is taken over: whoever leaves a temporary one last removes it, also without knowing that it is one.
+    """
     if config.materializer != options.materializer:
         raise errors.IncompatibleStore(
             f"the store was made with materializer {config.materializer!r}, it is opened with {options.materializer!r}"
@@ -154,6 +157,11 @@ def _compare(config: Config, options: Options) -> None:
             f"segment_size is {1 << config.segment_shift} in the store, "
             f"{1 << options.segment_shift} was asked for; it cannot change"
         )
+    if options.wants_temporary and not config.temporary:
+        raise errors.IncompatibleStore(
+            f"{options.path!r} was made to stay (temporary=False); temporary=True would remove it at the last close"
+        )
+    options.temporary = config.temporary
 
 
 def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
@@ -264,7 +272,9 @@ def _create(options: Options) -> Attachment:
     try:
         _files.create_lasting(options.path)
         shift = options.segment_shift if options.segment_shift is not None else 23
-        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns())
+        options.temporary = options.wants_temporary
+        compat = _files.TEMPORARY if options.temporary else 0
+        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns(), compat=compat)
         _files.write_config(options.path, config)
         attachment = _recover(config, options)
         if attachment is None:
@@ -413,7 +423,7 @@ class Held:
         try:
             config = _files.read_config(self.path)
             if config is not None and not nobody_left(self.path):
-                self._options = Options(self.path, config.materializer, 0, 200, None, False)
+                self._options = Options(self.path, config.materializer, 0, 200, None, config.temporary)
                 self._attachment = _attach(config, self._options)
         except (errors.MmpcError, OSError):
             self._attachment = None
@@ -426,7 +436,7 @@ class Held:
             lib.mm_unpin(self._attachment.mm, self._pin[0])
             lib.mm_close(self._attachment.mm)
             self._attachment = None
-            flush_after_last(self._options)
+            left(self._options)
 
 
 # ---- leaving
@@ -476,7 +486,7 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
 
 
 def left(options: Options) -> None:
-    """The last view of a closed attachment has gone, and with it the slot."""
+    """An attachment without a handle has gone, and with it the slot."""
     if options.temporary:
         remove_if_last(options.path, wait=False)
     else:
