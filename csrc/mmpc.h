@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "disk.h"
+#include "failpoint.h"
 #include "merge.h"
 #include "msgpack.h"
 #include "points.h"
@@ -74,6 +75,7 @@ typedef struct mm_config {
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
+    mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
@@ -214,7 +216,10 @@ int mm_rewrite_page(mm *m, uint64_t pid, mm_result *r); /* moves the page as it 
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
 
-int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r); /* into an empty file; whole and durable on return */
+typedef struct mm_snapshot_taken { uint64_t b, begun, log_taken; } mm_snapshot_taken; /* b: what its name must say; begun: epoch when the copy began */
+int mm_snapshot_write(mm *m, int fd, mm_snapshot_taken *t, mm_result *r); /* into an empty file; whole and durable on return */
+/* It is durable under its name: what is in it need not be written again, and the log may be made shorter than an older one knows. */
+void mm_snapshot_named(mm *m, const mm_snapshot_taken *t);
 int mm_snapshot_claim(mm *m);  /* 1: one is worth it, and the caller is to write it */
 int mm_snapshot_stale(mm *m);  /* 1: something was written since the newest one */
 int mm_snapshot_look(const mm_config *c, int fd, mm_snapshot_info *info, mm_result *r);

@@ -216,7 +216,8 @@ static int truncate_log(mm *m, void *cut, mm_result *r)
     at_store_relaxed(&m->g->segments, used);
     at_store_relaxed(&m->g->free_segments, used); /* a hint: there may be some below */
     at_store_release(&m->g->log_size, end);
-    int e = mm_os_truncate(m->config.log, end);
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_LOG_TRUNCATE);
+    if (!e) e = mm_os_truncate(m->config.log, end);
     if (e) return mm_os_failed(r, e);
     *(uint64_t *)cut = size - end;
     return MM_OK;

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, errors
+from . import _files, errors, failpoints
 from ._findings import Findings
 from ._lasting import Config, Marks, parse_config, read_marks
 from ._layout import (
@@ -198,6 +198,7 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _put(fd: int, data: memoryview, at: int) -> None:
+    failpoints.reach("backup write")
     while data:
         n = os.pwrite(fd, data, at)
         data, at = data[n:], at + n

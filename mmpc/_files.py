@@ -15,7 +15,7 @@ import stat
 import struct
 import sys
 
-from . import errors
+from . import errors, failpoints
 from ._native import ffi, lib
 
 TYPE_CHECKING = False
@@ -173,13 +173,19 @@ def write_config(path: str, config: Config) -> None:
     fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         data = config.encode()
+        failpoints.reach("write_config bytes")
+        half = os.write(fd, data[: len(data) // 2])
+        failpoints.reach("write_config crc")
+        data = data[half:]
         while data:
             data = data[os.write(fd, data) :]
         os.fsync(fd)
     finally:
         os.close(fd)
+    failpoints.reach("write_config mv")
     os.rename(name, os.path.join(path, "config"))
     sync_directory(path)
+    failpoints.reach("write_config post")
 
 
 def is_snapshot(name: str) -> bool:
@@ -228,6 +234,7 @@ def remove_file(name: str) -> None:
 
 def sync_directory(path: str) -> None:
     """Makes creations and renames in `path` durable."""
+    failpoints.reach("directory sync")
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -314,6 +321,7 @@ def check_unborn(path: str) -> None:
 def create_lasting(path: str) -> None:
     """Empty log, marks and lock; never touches those that are there."""
     os.chmod(path, 0o700)
+    failpoints.reach("create files")
     for name in ("log", "marks", "lock"):
         fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from . import _files, _snapshot, errors
+from . import _files, _snapshot, errors, failpoints
 from ._files import Config
 from ._native import ffi, lib
 
@@ -67,6 +67,7 @@ class Found:
         """Fills table and segments, with a snapshot if one holds; the next epoch.  What was discarded is durably in
         `config` on return.
         """
+        failpoints.reach("recovery sync")
         rc = lib.mm_sync_fd(self.c.log)
         if rc:
             raise OSError(rc, os.strerror(rc), os.path.join(self.path, "log"))
@@ -102,6 +103,7 @@ class Found:
         if not self.limited or newest <= self.durable:
             return epoch
         discards = joined(config.discards, self.durable, epoch)
+        failpoints.reach("zero garbage segment")
         _files.write_config(
             self.path,
             Config(
@@ -114,6 +116,7 @@ class Found:
                 config.compat,
             ),
         )
+        failpoints.reach("zero garbage segment post")
         self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed
         return epoch + 1
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 
-from . import _files, _recovery, _snapshot, errors
+from . import _files, _recovery, _snapshot, errors, failpoints
 from ._files import Config, Descriptors
 from ._native import ffi, lib
 from ._recovery import must
@@ -35,12 +35,13 @@ class Attachment:
     freed when the next attachment is made.
     """
 
-    __slots__ = ("__weakref__", "mm", "slot", "snapshotting")
+    __slots__ = ("__weakref__", "_failpoints", "mm", "slot", "snapshotting")
 
     def __init__(self, mm: Any) -> None:
         while _graves:
             lib.mm_destroy(_graves.pop())
         self.mm = mm
+        self._failpoints = failpoints._block  # the core has a pointer to it
         self.slot = int(lib.mm_slot_number(mm))
         self.snapshotting = threading.Lock()  # one file of the slot's name at a time
 
@@ -170,6 +171,7 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
     c.clean_threshold, c.clean_skew = options.cleanup
+    c.failpoints = failpoints._block
     c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
     ffi.memmove(c.boot_id, _files.boot_id(), 64)
@@ -299,6 +301,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         if limit is None:
             return None
         _exclude_others(files.get("lock"), options.path)
+        failpoints.reach("recovery begin")
         if limit.this_boot:
             _rewrite(config, options, files)
         must(lib.mm_log_trim(_core_config(config, options, files), r), r)
@@ -311,11 +314,13 @@ def _recover(config: Config, options: Options) -> Attachment | None:
             must(lib.mm_marks_newest(c, newest, r), r)
             found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only)
             epoch = found.rebuild()
+            failpoints.reach("recovery table")
             _snapshot.keep_only(options.path, found.used)
             must(lib.mm_marks_mend(c, r), r)
             must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
             must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
             for name in _files.VOLATILE:
+                failpoints.reach("recovery mv")
                 os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
         except (errors.MmpcError, OSError):
             _files.remove_new(options.path)
@@ -394,19 +399,28 @@ def _exclude_others(fd: int, path: str) -> None:
 
 def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
     """Attaches, completes pages 0 and 1, marks the recovered state durable, and lets the others in."""
-    r, status, advanced = ffi.new("mm_result *"), ffi.new("int *"), ffi.new("uint64_t *")
+    r, status = ffi.new("mm_result *"), ffi.new("int *")
     files.taken()
     mm = lib.mm_attach(c, status, r)
     if mm == ffi.NULL:
         raise _failed(status[0], r)
     attachment = Attachment(mm)
+    try:
+        _begin_life(mm, c, r)
+    except BaseException:
+        lib.mm_close(mm)  # now: who catches the error may keep what refers to the attachment, and try again
+        raise
+    return attachment
+
+
+def _begin_life(mm: Any, c: Any, r: Any) -> None:
     for pid, payload in ((0, _EMPTY_MAP), (1, _ZERO)):
         rc = lib.mm_install(mm, pid, payload, len(payload), r)
         if rc not in (errors.OK, errors.CONFLICT):
             raise _failed(rc, r, pid)
-    must(lib.mm_flush(mm, 0, advanced, r), r)
+    must(lib.mm_flush(mm, 0, ffi.new("uint64_t *"), r), r)
+    failpoints.reach("recovery post")
     must(lib.mm_identity_write(c, 1, r), r)
-    return attachment
 
 
 class Held:
