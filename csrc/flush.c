@@ -91,10 +91,11 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
 {
     uint64_t suspect;
+    int failing = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE);
+    if (failing) return sync_failed(m, failing, r);
     bool distrusted = distrust(m, &suspect);
     if (distrusted) mm_dirty_again(m);
-    int e = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE);
-    if (!e) e = mm_os_sync(m->config.log);
+    int e = mm_os_sync(m->config.log);
     if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE_POST);
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);

@@ -74,11 +74,16 @@ typedef struct mm_config {
     uint32_t threshold;    /* page_consolidation_threshold */
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
+    uint32_t observes;     /* enum mm_observe */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
     mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
+
+/* An attachment that writes nothing: `LIVE` has every file mapped for reading and no slot, so no pin of it holds anything (observe.c).  `ALONE` is for
+ * mm_rebuild: the log is not changed either, what is stored to it goes to private memory. */
+enum mm_observe { MM_OBSERVE_NOT = 0, MM_OBSERVE_LIVE = 1, MM_OBSERVE_ALONE = 2 };
 
 enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7,
                    MM_MISMATCH_CONTROL = 8 };
@@ -242,6 +247,7 @@ uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n);
 uint64_t mm_layout_fingerprint(void);
 int mm_lock_range(int fd, uint64_t start, uint64_t length);   /* tried, exclusive, OFD: MM_OK or MM_BUSY */
 int mm_unlock_range(int fd, uint64_t start, uint64_t length);
+int mm_range_held(int fd, uint64_t start, uint64_t length);   /* 1: somebody has a lock in it; asked without a lock, so also of a file opened for reading */
 int mm_filesystem(int fd, uint64_t *type);
 int mm_sync_fd(int fd);                                       /* fdatasync, through the seam: MM_OK or MM_OS via errno */
 int mm_reap_all(mm *m, uint64_t *reaped);                     /* reaps every dead slot */

@@ -149,7 +149,7 @@ static int with_control(const mm_config *c, mm_body *work, void *args, mm_result
     mm_set_limits(m);
     mm_guard_install();
     int e = 0;
-    if (window) e = mm_os_map(c->control, window, &m->control);
+    if (window) e = mm_os_map(c->control, window, MM_MAP_SHARED, &m->control);
     int rc = e ? mm_os_failed(r, e) : MM_OK;
     if (!rc && !window) rc = mm_guarded(m, r, work, args);
     else if (!rc) {

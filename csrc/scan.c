@@ -416,7 +416,7 @@ static void forget_retirements(scan *s)
  * On a full disk it is the room that the next one needs. */
 static void give_back_tails(scan *s)
 {
-    for (uint64_t n = 0; n < s->segments; n++) {
+    for (uint64_t n = 0; n < s->segments && !s->m->config.observes; n++) {
         uint64_t end = segment_end(s, n);
         if (s->tail[n] && s->tail[n] + TAIL_BLOCKS * MM_BLOCK <= end && mm_os_punch(s->m->config.log, s->tail[n], end) == 0)
             at_written(s->m->log + s->tail[n], end - s->tail[n]);

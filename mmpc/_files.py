@@ -172,6 +172,7 @@ def write_config(path: str, config: Config) -> None:
     name = os.path.join(path, "config.new")
     fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        share_as_log(fd, path)
         data = config.encode()
         failpoints.reach("write_config bytes")
         half = os.write(fd, data[: len(data) // 2])
@@ -186,6 +187,19 @@ def write_config(path: str, config: Config) -> None:
     os.rename(name, os.path.join(path, "config"))
     sync_directory(path)
     failpoints.reach("write_config post")
+
+
+def share_as_log(fd: int, path: str) -> None:
+    """Gives a file that was just made the permissions of the log of the store in `path`, if they are other ones."""
+    mode = stat.S_IMODE(os.stat(os.path.join(path, "log")).st_mode) & 0o666
+    if mode != stat.S_IMODE(os.fstat(fd).st_mode):
+        os.fchmod(fd, mode)
+
+
+def may_write(path: str) -> bool:
+    """Whether this process may write to all that is in the store, and to its directory; True where no store is."""
+    names = [os.path.join(path, n) for n in ("", *LASTING, *VOLATILE)]
+    return all(os.access(n, os.W_OK, effective_ids=True) for n in names if os.path.lexists(n))
 
 
 def is_snapshot(name: str) -> bool:
@@ -349,21 +363,27 @@ def _no_copy_on_write(fd: int) -> None:
 
 
 class Descriptors:
-    """Open descriptors of a store's files, until the core takes them over."""
+    """Open descriptors of a store's files, until the core takes them over. `reading`: they are not for writing."""
 
-    __slots__ = ("fds",)
+    __slots__ = ("fds", "reading")
 
-    def __init__(self) -> None:
+    def __init__(self, reading: bool = False) -> None:
         self.fds: dict[str, int] = {}
+        self.reading = reading
 
     def open(self, path: str, names: tuple[str, ...], *, suffix: str = "", create: bool = False) -> None:
-        flags = os.O_RDWR | _SAFELY | (os.O_CREAT | os.O_TRUNC if create else 0)
+        """Raises what the system refuses, explained. A file that is made has the permissions of the log: who may look
+        at the one may look at the other.
+        """
+        flags = (os.O_RDONLY if self.reading else os.O_RDWR) | _SAFELY | (os.O_CREAT | os.O_TRUNC if create else 0)
         for name in names:
             try:
                 self.fds[name] = os.open(os.path.join(path, name + suffix), flags, 0o600)
             except OSError as e:
                 raise explained(e, path, name + suffix) from e
             _check_regular(self.fds[name], path, name)
+            if create:
+                share_as_log(self.fds[name], path)
 
     def get(self, name: str) -> int:
         return self.fds.get(name, -1)
@@ -402,13 +422,14 @@ def explained(e: OSError, path: str, name: str = "") -> Exception:
         return errors.IncompatibleStore(f"{_not_a_directory(path)!r} is not a directory; choose another path")
     if e.errno == errno.EROFS:
         return errors.Unsupported(
-            f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store"
+            f"{where!r}: {why}: who does more than look (read_only=True) needs to write; mount it for writing, or copy "
+            f"the store"
         )
     if e.errno in (errno.EACCES, errno.EPERM):
         who = f"user {os.geteuid()}"
         return errors.Unsupported(
-            f"{where!r} cannot be opened for writing ({why}): every process needs to write; give {who} the directory "
-            f"and its files (chown, chmod)"
+            f"{where!r} cannot be opened ({why}): who does more than look (read_only=True) needs to write, who looks "
+            f"needs to read; give {who} the directory and its files (chown, chmod)"
         )
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.DiskFullError(f"{where!r}: no room on the device ({why}); free some space, or inodes")

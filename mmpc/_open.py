@@ -8,6 +8,7 @@ from . import _files, _store
 from ._checks import check_bool, check_cleanup, check_int, check_power
 from ._face import T
 from .materializer import Materializer, by_name
+from .observer import Observer
 from .pagecache import PageCache, ReadOnlyPageCache
 
 TYPE_CHECKING = False
@@ -38,7 +39,8 @@ def open(
 
     `create` makes it when it is not there (with mode 0700).  A store made with `temporary` is removed when the last
     process leaves it, whatever that one asked for; `path` may then be None. `read_only` refuses every verb that writes;
-    the directory must be writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the
+    it pins what it reads as everybody does, which writes to the store's files. Without permission to, and on a medium
+    that cannot be written to, it gives an `Observer`, which touches nothing. `cache_capacity` (bytes) bounds the
     private cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
     `mapped_capacity` (bytes, at least 4 MiB) bounds what this handle keeps mapped of the log, which counts as
     resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
@@ -81,7 +83,9 @@ def open(
     options = _store.Options(
         where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
     )
-    make = ReadOnlyPageCache if read_only else PageCache
+    make: type[PageCache[T]] = ReadOnlyPageCache if read_only else PageCache
+    if read_only and not _files.may_write(where):
+        make = Observer
     return make(materializer, options, create, cache_capacity)
 
 

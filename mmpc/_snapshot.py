@@ -43,6 +43,7 @@ def _write_aside(mm: Any, path: str, temporary: str) -> Any:
     r, taken = ffi.new("mm_result *"), ffi.new("mm_snapshot_taken *")
     fd = _files.create_file(temporary)
     try:
+        _files.share_as_log(fd, path)
         rc = lib.mm_snapshot_write(mm, fd, taken, r)
         if rc:
             raise errors.from_status(

@@ -354,10 +354,11 @@ def _rewrite(config: Config, options: Options, files: Descriptors) -> None:
 def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | None:
     """Only what is durable counts after another boot, with other files, after a failed sync.  None: the store is well.
 
-    Marks the old identity as being replaced: from now on nobody attaches by it.
+    Marks the old identity as being replaced: from now on nobody attaches by it. With `files` that are for reading it
+    marks nothing, and nothing is kept from anybody.
     """
     r = ffi.new("mm_result *")
-    with Descriptors() as old:
+    with Descriptors(files.reading) as old:
         try:
             old.open(options.path, ("control",))
         except FileNotFoundError:
@@ -383,7 +384,8 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 file="marks",
                 offset=0,
             )
-        must(lib.mm_identity_clear(c, r), r)
+        if not files.reading:
+            must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
 

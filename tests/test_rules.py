@@ -40,7 +40,8 @@ IMPORTS: dict[str, set[str]] = {
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_open", "_snapshot", "_stats", "_store", "_views"}
     | {"tx"},
-    "_open": {"materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "observer": {"errors", "_native", "_face", "_files", "_recovery", "_stats", "_store", "pagecache", "tx"},
+    "_open": {"materializer", "observer", "pagecache", "_checks", "_face", "_files", "_store"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
     "_space": {"errors", "_native", "_visit", "pagecache"},
     "_findings": set(),
