@@ -200,7 +200,7 @@ def _live(config: _files.Config, options: _store.Options) -> _store.Attachment |
 
 def _mapped(c: Any, files: Descriptors) -> _store.Attachment:
     r, status = ffi.new("mm_result *"), ffi.new("int *")
-    c.observes = lib.MM_OBSERVE_LIVE
+    c.observes = lib.MM_OBSERVE_LIVE  # also of one that was alone until now
     files.taken()
     mm = lib.mm_attach(c, status, r)
     if mm == ffi.NULL:
@@ -225,7 +225,7 @@ def _alone(config: _files.Config, options: _store.Options) -> _store.Attachment 
             files.fds[name] = os.memfd_create(f"mmpc-{name}", os.MFD_CLOEXEC)
         c = _store._core_config(config, options, files)
         c.observes = lib.MM_OBSERVE_ALONE
-        _recovery.must(lib.mm_marks_newest(c, newest, r), r)
+        _recovery.must(lib.mm_durable(c, *_store._pairs(config), newest, r), r)
         found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only, alone=True)
         _recovery.must(lib.mm_set_epoch(c, found.rebuild(), found.durable, r), r)
         return _mapped(c, files)
