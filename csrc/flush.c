@@ -92,13 +92,18 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, bool intent, mm_result *r)
 {
     uint64_t suspect;
+    int failing = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE);
+    if (failing) return sync_failed(m, failing, r);
     bool distrusted = distrust(m, &suspect);
     if (distrusted) mm_dirty_again(m);
     int e = mm_os_sync(m->config.log);
     if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE_POST);
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE);
     if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE_POST);
     return e ? sync_failed(m, e, r) : has_failed(m, r);
 }
 

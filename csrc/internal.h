@@ -104,6 +104,7 @@ struct mm {
     pv_word tick;             /* ns of one, times 2^24, once known well */
     uint64_t attach_begun;
     bool claimed_dead;        /* the slot's owner before us had died: reaped */
+    mm_slot *unshared;        /* of one that observes: in place of a slot */
     mm_config config;
 };
 
@@ -130,7 +131,8 @@ static inline void mm_unlock(mm *m, enum mm_hold which)
 }
 
 /* os.c */
-int mm_os_map(int fd, uint64_t window, uint8_t **out);
+enum mm_map { MM_MAP_SHARED = 0, MM_MAP_READ = 1, MM_MAP_PRIVATE = 2 }; /* PRIVATE: stores go to memory of this process */
+int mm_os_map(int fd, uint64_t window, enum mm_map how, uint8_t **out);
 void mm_os_unmap(uint8_t *p, uint64_t window);
 int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
 int mm_os_sync(int fd);                               /* 0, or errno */
@@ -315,6 +317,12 @@ typedef struct mm_chain_view {
     uint64_t payload;         /* bytes in all */
 } mm_chain_view;
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
+bool mm_chain_follows(const mm_view *newer, const mm_view *older);
+int mm_emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r);
+
+/* observe.c */
+int mm_observe(mm *m, uint64_t pid, uint8_t *buffer, uint64_t capacity, mm_result *r); /* mm_read without a pin */
+
 /* marks.c */
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "disk.h"
+#include "failpoint.h"
 #include "merge.h"
 #include "msgpack.h"
 #include "points.h"
@@ -77,11 +78,17 @@ typedef struct mm_config {
     uint32_t threshold;    /* page_consolidation_threshold */
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
+    uint32_t observes;     /* enum mm_observe */
     uint64_t id_interval;  /* idgen_persist_interval; 0: MM_ID_INTERVAL */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
+    mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
+
+/* An attachment that writes nothing: `LIVE` has every file mapped for reading and no slot, so no pin of it holds anything (observe.c).  `ALONE` is for
+ * mm_rebuild: the log is not changed either, what is stored to it goes to private memory. */
+enum mm_observe { MM_OBSERVE_NOT = 0, MM_OBSERVE_LIVE = 1, MM_OBSERVE_ALONE = 2 };
 
 enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7,
                    MM_MISMATCH_CONTROL = 8 };
@@ -235,7 +242,10 @@ int mm_rewrite_page(mm *m, uint64_t pid, mm_result *r); /* moves the page as it 
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
 
-int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r); /* into an empty file; whole and durable on return */
+typedef struct mm_snapshot_taken { uint64_t b, begun, log_taken; } mm_snapshot_taken; /* b: what its name must say; begun: epoch when the copy began */
+int mm_snapshot_write(mm *m, int fd, mm_snapshot_taken *t, mm_result *r); /* into an empty file; whole and durable on return */
+/* It is durable under its name: what is in it need not be written again, and the log may be made shorter than an older one knows. */
+void mm_snapshot_named(mm *m, const mm_snapshot_taken *t);
 int mm_snapshot_claim(mm *m);  /* 1: one is worth it, and the caller is to write it */
 int mm_snapshot_stale(mm *m);  /* 1: something was written since the newest one */
 int mm_snapshot_look(const mm_config *c, int fd, mm_snapshot_info *info, mm_result *r);
@@ -279,6 +289,7 @@ uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n);
 uint64_t mm_layout_fingerprint(void);
 int mm_lock_range(int fd, uint64_t start, uint64_t length);   /* tried, exclusive, OFD: MM_OK or MM_BUSY */
 int mm_unlock_range(int fd, uint64_t start, uint64_t length);
+int mm_range_held(int fd, uint64_t start, uint64_t length);   /* 1: somebody has a lock in it; asked without a lock, so also of a file opened for reading */
 int mm_filesystem(int fd, uint64_t *type);
 int mm_sync_fd(int fd);                                       /* fdatasync, through the seam: MM_OK or MM_OS via errno */
 int mm_reap_all(mm *m, uint64_t *reaped);                     /* reaps every dead slot */

@@ -7,7 +7,7 @@
 
 #include "mapped.h"
 
-static bool follows(const mm_view *newer, const mm_view *older)
+bool mm_chain_follows(const mm_view *newer, const mm_view *older)
 {
     return mm_shape_depth(older->shape) + 1 == mm_shape_depth(newer->shape) && older->version < newer->version
            && mm_shape_kind(older->shape) != MM_KIND_FREE;
@@ -60,7 +60,7 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
         mm_view older;
         rc = mm_look(m, pid, v.prev, &older, r);
         if (rc) return rc;
-        if (c->count == MM_CHAIN_MAX || !follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
+        if (c->count == MM_CHAIN_MAX || !mm_chain_follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
         v = older;
     }
 }
@@ -83,7 +83,7 @@ static uint64_t array_header(uint8_t *out, uint32_t n)
 }
 
 /* One msgpack array: a header, and the fragments as they are. */
-static int emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+int mm_emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     r->length = 3 + c->payload;
     if (capacity < r->length) return MM_SPACE;
@@ -181,7 +181,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->tidy = r->depth > m->tidy_depth;
     if (r->kind == MM_KIND_FREE) return MM_OK;
     bool merged = a->how == MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
-    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : emit_array(&c, a->buffer, a->capacity, r);
+    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(&c, a->buffer, a->capacity, r);
     if (!rc) count_read(m, a, c.count != 0, begun);
     return rc;
 }
@@ -191,7 +191,9 @@ static int read_page(mm *m, void *args, mm_result *r)
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    rc = mm_blame(m, read_pinned(m, args, r), r);
+    const read_call *a = args;
+    rc = m->config.observes ? mm_observe(m, a->pid, a->buffer, a->capacity, r) : read_pinned(m, a, r);
+    rc = mm_blame(m, rc, r);
     mm_leave(m, pin);
     return rc;
 }

@@ -168,7 +168,8 @@ static int allocate_slot(mm *m, uint32_t i)
 {
     uint64_t used = slots_used(m), first = used < i ? used : i, block = MM_BLOCK;
     uint64_t from = (MM_CONTROL_SLOTS + first * sizeof(mm_slot)) / block * block, to = MM_CONTROL_SLOTS + (i + 1ull) * sizeof(mm_slot);
-    int e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_SLOT_CLAIM);
+    if (!e) e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
     return e ? e : mm_os_grow(m->config.marks, i * 2 * block, (i + 1ull) * 2 * block);
 }
 

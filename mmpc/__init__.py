@@ -1,5 +1,6 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
+from . import failpoints
 from ._backup import Backup
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
@@ -75,6 +76,7 @@ __all__ = [
     "View",
     "backup",
     "clean",
+    "failpoints",
     "open",
     "prometheus",
     "readers",

@@ -53,6 +53,7 @@ class PageCache(Measured, Verbs[T], Collections):
         "_was_recovered",
     )
     _may_consolidate = True  # for a view
+    _caches = True
 
     def __init__(self, materializer: Materializer[T], options: _store.Options, create: bool, capacity: int) -> None:
         self._materializer = materializer
@@ -61,7 +62,7 @@ class PageCache(Measured, Verbs[T], Collections):
         self._lock = threading.RLock()
         self._closed = False
         self._former: list[_store.Attachment] = []  # of parent processes: other threads may be inside still
-        self._attachment, existed = _store.open_store(options, create)
+        self._attachment, existed = self._attach(create)
         self._pid = os.getpid()
         self._was_recovered = existed
         self._flusher: _maintenance.Flusher | None = None
@@ -69,6 +70,10 @@ class PageCache(Measured, Verbs[T], Collections):
         self._bind_face()
         _handles.add(self)
         self._start_flusher()
+
+    def _attach(self, create: bool) -> tuple[_store.Attachment, bool]:
+        """A new attachment, and whether the store existed before."""
+        return _store.open_store(self._options, create)
 
     def _start_flusher(self) -> None:
         period = self._options.flush_every_ms
@@ -92,7 +97,7 @@ class PageCache(Measured, Verbs[T], Collections):
             self._options.kind,
             last,
             size_of,
-            self._capacity,
+            self._capacity if self._caches else 0,
             self._owner,
         )
 
@@ -372,7 +377,7 @@ class PageCache(Measured, Verbs[T], Collections):
             old, owner = self._attachment, self._owner
             if owner.inherited is None:
                 lib.mm_orphan(old.mm)
-            self._attachment, _ = _store.open_store(self._options, create=False)
+            self._attachment, _ = self._attach(create=False)
             self._former.append(old)
             self._pid = os.getpid()
             self._bind_face()

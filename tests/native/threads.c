@@ -92,10 +92,10 @@ static void snapshot(worker *w, mm_result *r)
     FILE *file = tmpfile();
     mm_config c = open_files(w->store, 0);
     mm_snapshot_info info;
-    uint64_t b;
+    mm_snapshot_taken taken;
     MUST(file, "tmpfile");
-    MUST(mm_snapshot_write(w->m, fileno(file), &b, r) == MM_OK, "mm_snapshot_write");
-    MUST(mm_snapshot_look(&c, fileno(file), &info, r) == MM_OK && info.b == b, "mm_snapshot_look");
+    MUST(mm_snapshot_write(w->m, fileno(file), &taken, r) == MM_OK, "mm_snapshot_write");
+    MUST(mm_snapshot_look(&c, fileno(file), &info, r) == MM_OK && info.b == taken.b, "mm_snapshot_look");
     MUST(mm_snapshot_check(&c, fileno(file), &info, r) == MM_OK, "mm_snapshot_check");
     close_files_of(&c);
     fclose(file);
