@@ -76,7 +76,8 @@ def test_the_script_is_the_module() -> None:
 
 
 def test_no_command_imports_what_may_be_missing_or_is_slow() -> None:
-    code = "import sys, mmpc.cli; print({'rich', 'matplotlib', 'numpy', 'msgpack', 'filelock'} & set(sys.modules))"
+    code = "import sys, mmpc.cli; [__import__('mmpc.cli.' + name) for name in mmpc.cli.COMMANDS.values()]\n"
+    code += "print({'rich', 'matplotlib', 'numpy', 'msgpack', 'filelock'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n"
 
@@ -233,6 +234,45 @@ def test_stat_of_a_copy_and_after_a_reboot(open_store: Open, path: str, tmp_path
         2,
         f"{copy}: nobody has opened the store since the machine started: nothing to watch",
     )
+
+
+def test_a_store_that_another_version_has_open(open_store: Open, path: str) -> None:
+    pc, _ids = filled(open_store)
+    control = Path(path, "control")
+    whole = control.read_bytes()[: _layout.IDENTITY_SIZE]
+    other = bytearray(whole)
+    struct.pack_into("<I", other, 12, 99)
+    struct.pack_into("<I", other, 8, _layout.crc(bytes(other[12:])))
+    with open(control, "r+b") as f:
+        f.write(other)
+    try:
+        found = object_of("stat", path)
+        assert (found["state"], found["epoch"]["durable"]) == ("open in another version", pc.stats().stable)
+        assert gather.FOREIGN in sound("stat", path)
+        assert refused("top", path, "--once") == (2, f"{path}: {gather.FOREIGN}")
+        done = run("doctor", path)
+        assert (done.returncode, f"{gather.FOREIGN}; close it there first" in done.stdout) == (1, True)
+        status, said = refused("dump", path)
+        assert (status, "other processes still have it open" in said) == (2, True)
+    finally:
+        with open(control, "r+b") as f:
+            f.write(whole)
+
+
+@pytest.mark.parametrize("name", ["stat", "segments", "page", "top", "viz", "readers"])
+def test_a_damaged_control_of_a_store_in_use(open_store: Open, name: str, path: str, tmp_path: Path) -> None:
+    open_store()
+    with open(os.path.join(path, "control"), "r+b") as f:
+        whole = f.read(512)
+        f.seek(100)
+        f.write(b"damage")
+    try:
+        status, said = refused(*arguments_of(name, path, tmp_path))
+        assert status == 1
+        assert "'control' does not say by whom: it is damaged" in said
+    finally:
+        with open(os.path.join(path, "control"), "r+b") as f:
+            f.write(whole)
 
 
 def test_stat_counts_the_dead(open_store: Open, path: str, children: Children) -> None:
@@ -425,7 +465,7 @@ def test_the_figures_are_where_the_format_says() -> None:
 
 def test_every_command_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
-    assert len(COMMANDS) <= len(NAMES)
+    assert sorted(COMMANDS) == sorted(NAMES)
     for name in NAMES:
         assert f"`{name}`" in text
     found = {

@@ -151,10 +151,19 @@ def test_doctor_says_what_is_wrong(open_store: Open, path: str) -> None:
     assert re.search(r"^problem +store +damaged: 'config'", done.stdout, re.MULTILINE)
 
 
-def test_doctor_knows_small_limits(path: str) -> None:
-    command = " ".join(["ulimit -n 40; exec", *COMMAND, "doctor"])
+@pytest.mark.parametrize(
+    ("limit", "status", "said"),
+    [
+        ("-n 40", 0, r"^warning +open files +at most 40 in a process"),
+        ("-v 20000000", 1, r"^problem +address space +is limited to 20.5 GB \(ulimit -v\); an open store maps 2.40 TB"),
+        ("-f 1000", 0, r"^warning +file size +is limited to 1.0 MB"),
+    ],
+)
+def test_doctor_knows_small_limits(limit: str, status: int, said: str) -> None:
+    command = " ".join([f"ulimit {limit}; exec", *COMMAND, "doctor"])
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
-    assert re.search(r"^warning +open files +at most 40 in a process", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(said, done.stdout, re.MULTILINE), done.stdout
+    assert done.returncode == status
 
 
 def test_doctor_names_who_holds_for_long(open_store: Open, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,29 @@ Modules that are not always there (rich, matplotlib), or slow to import (numpy),
 
 from __future__ import annotations
 
-from . import bench, care, demo, doctor, dump, frame, load, page, readers, segments, stat, top, viz
+from . import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (stat, top, segments, readers, page, care, dump, load, bench, viz, doctor, demo)
+# The module of each command, in the order of `mmpc --help`.
+COMMANDS = {
+    "stat": "stat",
+    "top": "top",
+    "segments": "segments",
+    "readers": "readers",
+    "page": "page",
+    "check": "care",
+    "gc": "care",
+    "backup": "care",
+    "dump": "dump",
+    "load": "load",
+    "bench": "bench",
+    "viz": "viz",
+    "doctor": "doctor",
+    "demo": "demo",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

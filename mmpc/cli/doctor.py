@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 
 from .. import _files, errors
 from . import gather, show
@@ -116,12 +117,16 @@ def _machine() -> Iterator[Finding]:
 
 
 def _version(name: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    """Of an installed distribution, by the name of its folder: importlib.metadata takes longer than all the rest."""
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for entry in names:
+            if entry.lower().startswith(f"{name}-") and entry.endswith((".dist-info", ".egg-info")):
+                return entry[len(name) + 1 : -len(".dist-info")].partition("-")[0]
+    return "some version" if find_spec(name) is not None else None
 
 
 def _limits() -> Iterator[Finding]:
@@ -371,7 +376,9 @@ def _whole(store: gather.Store) -> Iterator[Finding]:
         yield Finding(
             GOOD, "damage", "no sign of it in config, marks and headers; python -m mmpc check reads everything"
         )
-    if not store.current:
+    if store.foreign:
+        yield Finding(PROBLEM, "version", f"{gather.FOREIGN}; close it there first")
+    elif not store.current:
         said = "the next open recovers it, since nobody has opened it since the machine started, or it is a copy"
         yield Finding(NOTE, "recovery", f"{said}; durable up to epoch {durable}")
     yield from _snapshot(store)
@@ -428,6 +435,9 @@ def _running(store: gather.Store) -> Iterator[Finding]:
     held = {n for r in readers for n in r.views}
     if held:
         yield Finding(NOTE, "views", f"hold {len(held)} segments ({show.size(len(held) << store.shift)})")
+    ahead = _ahead(store, segments)
+    said = "of the log is allocated ahead: for writers, and, on a full disk, for frees and cleaning"
+    yield Finding(NOTE, "reserve", f"{show.size(ahead)} {said}")
     mapped = sum(
         size for name, (size, _disk) in store.files().items() if name in ("log", "table", "ids", "rts", "control")
     )
@@ -436,6 +446,16 @@ def _running(store: gather.Store) -> Iterator[Finding]:
         "mapped",
         f"a handle may have up to {show.size(mapped)} of the files mapped: page cache, shared by all processes",
     )
+
+
+def _ahead(store: gather.Store, segments: list[gather.Segment]) -> int:
+    """Bytes of the log that are allocated, and that a lease can be taken from."""
+    end, ahead = store.word("log_size"), 0
+    for s in segments:
+        if s.state in ("open", "free"):
+            begin = (s.number << store.shift) + (s.taken or 0)
+            ahead += max(0, min(end, (s.number + 1) << store.shift) - begin)
+    return ahead
 
 
 def _dirty(store: gather.Store) -> Iterator[Finding]:

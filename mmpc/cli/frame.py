@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 
 from .. import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 DONE, FOUND, IMPOSSIBLE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
@@ -29,16 +29,21 @@ class Broken(Exception):
     """Something that the command was given is damaged; the message is a sentence for the user."""
 
 
-def run(commands: Iterable[ModuleType], arguments: Sequence[str] | None) -> int:
-    """Parses the arguments and runs the command; returns the exit status. Errors become one line on stderr."""
+def run(commands: Mapping[str, str], arguments: Sequence[str] | None) -> int:
+    """Parses the arguments and runs the command; returns the exit status. Errors become one line on stderr.
+
+    `commands`: the module of each. Only that of the command that is called is imported, or all, for who calls none.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    called = [commands[word] for word in words[:1] if word in commands]
     parser = argparse.ArgumentParser(
         prog="mmpc", description="Looks after mmpc stores.", epilog=__doc__.partition("\n\n")[2]
     )
     parser.add_argument("--version", action="version", version=f"mmpc {_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in commands:
-        module.add(subparsers)
-    options = parser.parse_args(arguments)
+    for name in called or dict.fromkeys(commands.values()):
+        import_module(f".{name}", __package__).add(subparsers)
+    options = parser.parse_args(words)
     try:
         status = int(options.run(options))
         sys.stdout.flush()

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _NAMES = ("control", "table", "log", "ids", "rts", "marks", "lock")
 UNKNOWN = "unknown"
+FOREIGN = "another version of mmpc has the store open: its counters lie where this one does not know them"
+_TRIES, _PAUSE = 5, 0.05
 
 
 class Segment:
@@ -93,8 +95,8 @@ class Snapshot:
 class Store:
     """The files of the store in `path`, open for reading; a context manager.
 
-    `current`: `control` is of this boot and this log, so it is believed. Errors: FileNotFoundError,
-    IncompatibleStore, CorruptionError, PermissionError.
+    `current`: `control` is of this boot and this log, so it is believed. `foreign`: it is, but of another version of
+    mmpc, which has the store open. Errors: FileNotFoundError, IncompatibleStore, CorruptionError, PermissionError.
     """
 
     def __init__(self, path: str) -> None:
@@ -102,6 +104,24 @@ class Store:
         self.config = read_config(self.path)
         self.shift = self.config.segment_shift
         self.fds: dict[str, int] = {}
+        self.foreign = False
+        for _ in range(_TRIES):
+            self._open()
+            if self.current or not self._held():
+                return
+            self.foreign = self.control.of_this_boot
+            self.__exit__()
+            time.sleep(_PAUSE)  # a recovery may just be replacing `control`
+        if not self.foreign:
+            said = f"{self.path!r} is open, and 'control' does not say by whom: it is damaged, or was replaced"
+            raise errors.CorruptionError(said, file="control", offset=0)
+        self._open()
+
+    def _held(self) -> bool:
+        """Whether somebody has the store open, by the locks."""
+        return "lock" in self.fds and _readers._locked(self.fds["lock"], 0, SLOTS)
+
+    def _open(self) -> None:
         try:
             for name in _NAMES:
                 try:
@@ -357,6 +377,8 @@ def figures(path: str) -> dict[str, Any]:
 def _state(store: Store, readers: list[_readers.Reader]) -> str:
     if store.word("failed"):
         return "failed"
+    if store.foreign:
+        return "open in another version"
     if not store.current:
         return "to be recovered"
     return "open" if any(r.alive for r in readers) else "closed"
@@ -415,6 +437,8 @@ class Moment:
 def moment(path: str) -> Moment:
     """The counters now. Errors: those of Store; Refused: the store must be recovered first, nothing happens in it."""
     with Store(path) as store:
+        if store.foreign:
+            raise frame.Refused(f"{store.path}: {FOREIGN}")
         if not store.current:
             raise frame.Refused(
                 f"{store.path}: nobody has opened the store since the machine started: nothing to watch"

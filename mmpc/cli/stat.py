@@ -74,6 +74,7 @@ def _state(f: dict[str, Any]) -> str:
         "open": f"open in {alive} process{'' if alive == 1 else 'es'}",
         "closed": "closed: nobody has it open",
         "to be recovered": "closed; the next open recovers it (another boot, or a copy): counters are not known",
+        "open in another version": gather.FOREIGN,
         "failed": f"FAILED: a sync failed ({os.strerror(f['failed'])}); close the store everywhere and open it again",
     }[f["state"]]
 
@@ -93,7 +94,7 @@ def _log(log: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _durability(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
     epoch, flushes = f["epoch"], f["flushes"]
-    if f["state"] == "to be recovered":
+    if f["state"] in ("to be recovered", "open in another version"):
         yield "durable", f"up to epoch {epoch['durable']}"
         return
     dirty = (

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--pages",
         type=at_least(1),
-        default=200_000,
+        default=50_000,
         metavar="N",
         help="of 'chains', look at so many at most (default: %(default)s)",
     )
