@@ -54,6 +54,8 @@ def _load(options: argparse.Namespace) -> int:
         loaded = Load(source, part)
         try:
             loaded.run(lambda done: bar(done, max(size, done)))
+            # Like a backup it is recovered by the first open, which then knows what the pages say: free ids, numbers.
+            _files.remove_volatile(part, control=True)
             os.rename(part, where)
             _files.sync_directory(os.path.dirname(where))
         except BaseException:

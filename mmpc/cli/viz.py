@@ -223,7 +223,9 @@ def _age(options: argparse.Namespace) -> Any:
     axes.bar(places, live, width=0.9, color=LIVE, label="live")
     axes.bar(places, waste, width=0.9, bottom=live, color=GARBAGE, label="garbage")
     axes.set_ylabel(f"{unit} of the log")
-    axes.set_xlabel("epoch when the (first) segment was opened")
+    axes.set_xlabel(
+        f"epoch in which the {'segment' if len(groups) == len(used) else 'first segment of the bar'} was opened"
+    )
     ticks = sorted({round(i * (len(groups) - 1) / 8) for i in range(9)}) if len(groups) > 1 else [0]
     axes.set_xticks(ticks, [str(groups[i][0].opened) for i in ticks])
     axes.set_xlim(-0.7, len(groups) - 0.3)
