@@ -53,7 +53,7 @@ def test_top_of_a_store_at_work(open_store: Open, path: str, children: Children)
         assert found["epoch"] > epoch
         by_process = {p["process"]: p for p in found["processes"]}
         assert sum(by_process[w.pid]["operations"] for w in writers) > 0
-        assert by_process[os.getpid()]["lag"] == found["epoch"] - epoch
+        assert found["epoch"] - epoch <= by_process[os.getpid()]["lag"] <= found["epoch"]
         assert by_process[os.getpid()]["pins"] == 1
     assert len(found["segments"]) >= 1
     for w in writers:
