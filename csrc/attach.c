@@ -62,6 +62,8 @@ int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result 
 {
     int e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, epoch));
     if (!e) e = mm_os_write_at(c->control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, stable));
+    if (!e) e = mm_os_write_at(c->control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, marked)); /* the marks were synced */
+    if (!e) e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, life));
     if (!e) e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, dirty)); /* what counts may be newer than D */
     return e ? mm_os_failed(r, e) : MM_OK;
 }

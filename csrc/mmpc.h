@@ -161,6 +161,7 @@ int mm_views_adopt(mm *m, mm *old);
 /* ---- durability ---------------------------------------------------------------------------------------------------- */
 
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r); /* lsn 0: everything so far; MM_LIMIT: an LSN never given */
+int mm_flush_to_marks(mm *m, mm_result *r); /* what is durable, a mark says on return; an intent alone may have said it before */
 int mm_control_dirty(int control); /* 1: something was written since the newest flush; for who has left */
 int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r); /* the periodic flush, if it is due and ours; ns */
 int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
@@ -177,6 +178,11 @@ typedef struct mm_snapshot_info {
 } mm_snapshot_info;
 /* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
+/* After a loss of power: the newest durable epoch, as marks and intents say (pairs: those of `config`, lo and hi); a mark that says it too, durable
+ * on return.  Where none was lost: the newest mark is durable on return. */
+int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, uint64_t *epoch, mm_result *r);
+int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, mm_result *r);
+int mm_marks_settle(const mm_config *c, mm_result *r);
 /* Sectors of marks that a loss of power has torn are written again; for a recovery, while nobody is attached. */
 int mm_marks_mend(const mm_config *c, mm_result *r);
 /* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and

@@ -124,7 +124,7 @@ static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_resu
 {
     uint64_t address = m->lease.bump, span = mm_span_of(c->length + p->index.n);
     at_word *w = (at_word *)(m->log + address);
-    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
+    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole record (intent.c) */
     at_fence_full(); /* commit word, then the epoch: stable >= LSN covers the record (model: LSN_COLOUR) */
     r->key = (mm_key){ c->pid, head, mm_version_wts(p->version), at_load_acquire(&m->g->epoch) };
     if (at_load_relaxed(&m->g->dirty) < r->key.lsn) at_max_release(&m->g->dirty, r->key.lsn);

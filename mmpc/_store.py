@@ -291,6 +291,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         _exclude_others(files.get("lock"), options.path)
         if limit.this_boot:
             _rewrite(config, options, files)
+        _marks_say_all(config, options, files, limit)
         must(lib.mm_log_trim(_core_config(config, options, files), r), r)
         _snapshot.remove_temporary(options.path)
         _files.remove_volatile(options.path, control=not limit.this_boot)
@@ -361,15 +362,33 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
         known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
-        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+        if not trusted and lib.mm_durable(c, *_pairs(config), newest, r) == errors.OK and newest[0] < known:
             raise errors.CorruptionError(
-                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
-                "than it was (if it was put back on purpose, remove 'control')",
+                f"'control' knows that epoch {known} was durable, the marks and the log say {newest[0]}: 'marks' is "
+                "older than it was (if it was put back on purpose, remove 'control')",
                 file="marks",
                 offset=0,
             )
         must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
+
+
+def _marks_say_all(config: Config, options: Options, files: Descriptors, limit: _Limit) -> None:
+    """What is durable, a mark says durably: a recovery goes by marks alone.
+
+    On the same boot the marks of flushes that needed no sync of theirs are in the page cache, and are written again;
+    after another one the log has to be asked for what flushes said there (csrc/intent.c).
+    """
+    r, c = ffi.new("mm_result *"), _core_config(config, options, files)
+    if limit.this_boot:
+        must(lib.mm_marks_settle(c, r), r)
+    else:
+        must(lib.mm_promote(c, *_pairs(config), r), r)
+
+
+def _pairs(config: Config) -> tuple[Any, int]:
+    """The discards of `config` as the core takes them."""
+    return ffi.new("uint64_t[]", [x for pair in config.discards for x in pair]), len(config.discards)
 
 
 def _exclude_others(fd: int, path: str) -> None:
@@ -500,7 +519,8 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
             import logging
 
             logging.getLogger("mmpc").warning("%s: no snapshot was written: %s", path, e)
-    return None
+    rc = lib.mm_flush_to_marks(attachment.mm, r)  # whoever looks at the files finds all that is durable in the marks
+    return _failed(rc, r) if rc else None
 
 
 def truncate_after_last(options: Options) -> None:

@@ -16,6 +16,7 @@ import time
 
 from . import _files, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
+from ._intents import Intents
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
 from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, MASK32, RETIREMENTS_AT, SEGMENT_MAGIC
 from ._log import Lease, Log, Record
@@ -258,6 +259,8 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
+        if not control.of_this_boot:
+            self._read_intents(self.marks)
         limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
@@ -276,6 +279,18 @@ class Check:
         if "marks" not in self.files.fds or self.config is None:
             return Marks()
         return read_marks(self.files.fds["marks"], self.config.uuid, findings)
+
+    def _read_intents(self, marks: Marks) -> None:
+        """After a loss of power a recovery asks the log, too, what was durable."""
+        if "log" in self.files.fds and self.config is not None:
+            Intents(self.config, marks, lambda at, n: os.pread(self.files.fds["log"], n, at)).promote()
+
+    def _durable_now(self) -> int:
+        """As the marks, and the log after a loss of power, say now."""
+        marks = self._read_marks(Findings())
+        if not self.same_boot:
+            self._read_intents(marks)
+        return marks.durable
 
     def _directory(self) -> None:
         for name, why in self.files.missing.items():
@@ -352,10 +367,10 @@ class Check:
         durable = self.marks.durable
         known = [(s.stable, f"segment {n}") for n, s in log.segments.items() if s.stable > durable]
         known += [(lease.stable, f"the lease at {a}") for a, lease in log.leases.items() if lease.stable > durable]
-        known += [(epoch, f"the later life of a segment at {a}") for a, epoch in log.later.items() if epoch > durable]
+        known += [(epoch, f"what stands in the log at {a}") for a, epoch in log.later.items() if epoch > durable]
         known += [(s.b, s.name) for s in self.snapshots if s.b > durable]
         if known and "marks" in self.files.fds:
-            durable = self._read_marks(Findings()).durable  # they were read first
+            durable = self._durable_now()  # they were read first
         for epoch, who in known:
             if epoch > durable:
                 said = f"epoch {epoch} was durable, says {who}; the newest mark says {durable}"
@@ -419,7 +434,7 @@ class Check:
         if not control.of_this_boot:
             if control.of_this_store:
                 stable, epoch = control.word("stable"), control.word("epoch")
-                if self._read_marks(Findings()).durable < stable < epoch:
+                if self._durable_now() < stable < epoch:
                     said = f"epoch {stable} was durable, says 'control', which is of another boot; the marks do not"
                     self.findings.damage("marks", 0, said)
             return

@@ -46,8 +46,9 @@ IMPORTS: dict[str, set[str]] = {
     "_layout": {"_native"},
     "_log": {"_native", "_layout", "_findings"},
     "_lasting": {"_layout", "_findings"},
+    "_intents": {"_layout", "_lasting", "_log"},
     "_volatile": {"_layout", "_findings", "_log"},
-    "verify": {"errors", "_files", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"},
+    "verify": {"errors", "_files", "_intents", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"},
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
     | {"_wreck", "verify"},

@@ -95,10 +95,11 @@ class Author:
         self.pc, self.name, self.rng = pc, name, rng
         self.n = 0
         self.large = 25  # one token in so many is
+        self.pads = (0, 0, 0, 3, 20, 60, 60, 200, 700)
 
     def token(self) -> str:
         self.n += 1
-        pad = self.rng.choice((0, 0, 0, 3, 20, 60, 60, 200, 700)) if self.n % self.large else 5000
+        pad = self.rng.choice(self.pads) if self.n % self.large else 5000
         return f"{self.name}.{self.n}" + "-" * pad
 
     @staticmethod
@@ -263,6 +264,32 @@ def rivals(world: World) -> None:
     world.leave(pc)
 
 
+def _steady(author: Author, n: int) -> None:
+    """Small operations in a lease that lasts, so that flushes need one sync.  What is seen on a page that all share, or
+    on another's, goes to a page of one's own: what belongs together lies in the leases of several processes.
+    """
+    author.pads, author.large = (3000,), 1 << 30
+    for _ in range(3):
+        author.allocate()
+    author.pads = (0, 3, 20)
+    mine = author.allocate()
+    author.flush()
+    for i in range(n):
+        if i % 3 == author.name % 3:
+            author.append(2)
+        author.read(author.rng.choice((2, author.page())))
+        author.append(mine)
+        if author.rng.random() < 0.5:
+            author.flush()
+
+
+def steady(world: World) -> None:
+    pc = world.begin()
+    _pages(pc, world, 1)
+    world.together(*[lambda a: _steady(a, 40)] * 3)
+    world.leave(pc)
+
+
 def handover(world: World) -> None:
     """Slots change hands: processes come, work, flush, and go or are killed, also in a flush, two at a time."""
     pc = world.begin()
@@ -415,6 +442,7 @@ SCENARIOS = [
     Scenario("writers", (writers,)),
     Scenario("groups", (groups,)),
     Scenario("rivals", (rivals,)),
+    Scenario("steady", (steady,)),
     Scenario("handover", (handover,)),
     Scenario("deaths", (deaths,)),
     Scenario("close", (close,)),
