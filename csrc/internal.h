@@ -78,6 +78,7 @@ struct mm {
     uint64_t allocations;
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
+    uint64_t id_interval;     /* numbers between two COUNTER records */
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
     pv_byte *granules;        /* enum mm_granule_bit of each granule of the log's window; NULL in a rebuild */
     uint64_t granule_count, hand; /* hand: of the clock; who has `sweeping` moves it */

@@ -252,8 +252,8 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(id_cursor);    /* hint: where the search in `ids` goes on */
     MM_LINE(sweep);        /* next id that the sweep looks at; SWEEP_DONE = nothing to do */
     MM_LINE(slots_used);   /* slots ever claimed: CAS-max */
-    MM_LINE(clock);        /* transaction timestamps; fetch_add */
-    MM_LINE(next_id);      /* generate_id */
+    MM_LINE(id_limit);     /* numbers below are handed out; CAS-max, never above a ceiling that is durable (ids.c) */
+    MM_LINE(next_id);      /* generate_id, Tx: fetch_add */
     MM_LINE(reaped);       /* dead slots reaped so far */
     MM_LINE(helped);       /* commit words stored for others */
     MM_LINE(dirty);        /* newest LSN returned: CAS-max, so mostly only read */
@@ -276,8 +276,10 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(marked);       /* newest mark that was synced itself: CAS-max; stable may be newer (intent.c) */
     MM_LINE(mark_wanted);  /* epoch that only a mark will do for: CAS-max; all ones: for good */
     MM_LINE(life);         /* epoch that this life began with: segments that were opened before are of an earlier one */
+    MM_LINE(id_ceiling);   /* of the newest COUNTER record that is committed, as far as somebody told: CAS-max, after id_lsn */
+    MM_LINE(id_lsn);       /* stable >= this: it is durable.  CAS-max */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 38 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 40 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u

@@ -20,6 +20,7 @@ typedef struct change {
     const void *payload;
     uint64_t length;
     uint8_t tag;
+    bool frees;          /* its space may come from the reserve: a FREE record, and what keeps reading possible */
 } change;
 
 typedef struct plan { /* what the record will say, given the head that was found */
@@ -164,7 +165,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     p.room = mm_limit(m) - c->length;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
-    rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
+    rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->frees ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
     uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);
@@ -213,7 +214,7 @@ static int publish(mm *m, void *args, mm_result *r)
     mm_announce(m);
     rc = mm_blame(m, try_publish(m, c, r), r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
-    if (!rc) tell_due(m, r);
+    if (!rc && c->pid != 1) tell_due(m, r); /* who draws a number does nothing else */
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
     mm_publish_end(m);
     return rc;
@@ -253,8 +254,14 @@ int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, m
 
 int mm_free(mm *m, const mm_key *key, mm_result *r)
 {
-    change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts };
+    change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts, .frees = true };
     return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+}
+
+int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r)
+{
+    change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length, .frees = frees != 0 };
+    return key->pid > 1 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
 }
 
 int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)

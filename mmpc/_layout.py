@@ -81,6 +81,7 @@ GLOBALS = {
     "segments": 384,
     "max_pid": 576,
     "slots_used": 832,
+    "id_limit": 896,
     "dirty": 1152,
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CODEC = "msgpack-1"
+ID_INTERVAL = 1_000_000  # MM_ID_INTERVAL
 _EMPTY_MAP = b"\x80"
 _ZERO = b"\x00"
 _FILES_OF_ATTACHMENT = ("control", "table", "log", "ids", "rts", "marks", "lock")
@@ -64,6 +65,7 @@ class Options:
     __slots__ = (
         "cleanup",
         "flush_every_ms",
+        "id_interval",
         "kind",
         "mapped",
         "materializer",
@@ -84,9 +86,11 @@ class Options:
         flush_every_ms: int | None = None,
         cleanup: tuple[int, int] = (40, 10),
         mapped: int | None = None,
+        id_interval: int = ID_INTERVAL,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.mapped = mapped
+        self.id_interval = id_interval  # idgen_persist_interval
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
@@ -162,6 +166,7 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
     c.clean_threshold, c.clean_skew = options.cleanup
+    c.id_interval = options.id_interval
     c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
     ffi.memmove(c.boot_id, _files.boot_id(), 64)
@@ -414,6 +419,7 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
         if rc not in (errors.OK, errors.CONFLICT):
             raise _failed(rc, r, pid)
     must(lib.mm_flush(mm, 0, advanced, r), r)
+    must(lib.mm_ids_begin(mm, r), r)
     must(lib.mm_identity_write(c, 1, r), r)
     return attachment
 

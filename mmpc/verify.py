@@ -14,11 +14,22 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, _store, _volatile, errors
+from . import _files, _reserved, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
 from ._intents import Intents
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
-from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, MASK32, RETIREMENTS_AT, SEGMENT_MAGIC
+from ._layout import (
+    CONFIG,
+    CONFIG_MAGIC,
+    CONTROL_GLOBALS,
+    FORMAT,
+    GLOBALS,
+    MARK_MAGIC,
+    MASK32,
+    RECORD,
+    RETIREMENTS_AT,
+    SEGMENT_MAGIC,
+)
 from ._log import Lease, Log, Record
 
 TYPE_CHECKING = False
@@ -388,6 +399,14 @@ class Check:
             durable = log.newest_durable.get(page)
             if durable is not None and durable != index:
                 self._judge_chain(log, control, log.record(durable))
+            if page in (_reserved.META, _reserved.COUNTER):
+                self._judge_reserved(log, log.record(index))
+
+    def _judge_reserved(self, log: Log, record: Record) -> None:
+        """What the store itself wrote to pages 0 and 1, if the record is still there."""
+        wrong = _reserved.wrong_with(record.page, log.read(record.address + RECORD.size, record.length))
+        if wrong is not None and log.look(record.address) is not None:
+            self.findings.damage("log", record.address, wrong, record.page)
 
     def _judge_chain(self, log: Log, control: _volatile.Control, record: Record) -> None:
         """What is wrong with the chain under a record is damage, unless the page has left it since it was read: then
@@ -428,6 +447,17 @@ class Check:
                     said = f"page {page} left the segment after {snapshot.name} was made; where it went is gone"
                     self.findings.damage("log", address, said, page)
 
+    def _judge_numbers(self, control: _volatile.Control, log: Log) -> None:
+        """No number is handed out that page 1 does not cover; it only rises."""
+        limit = control.word("id_limit")
+        record = log.look(_volatile.address_of(control, _reserved.COUNTER))
+        if record is None or record.page != _reserved.COUNTER:
+            return  # used again just now, or told of already
+        covered = _reserved.ceiling(log.read(record.address + RECORD.size, record.length))
+        if covered is not None and covered < limit and log.look(record.address) is not None:
+            said = f"numbers of generate_id below {limit} are handed out; page 1 covers those below {covered}"
+            self.findings.damage("control", CONTROL_GLOBALS + GLOBALS["id_limit"], said, _reserved.COUNTER)
+
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
         if control.known and not control.failed:
             _volatile.ask_for_headers(control, log)
@@ -445,6 +475,7 @@ class Check:
                 control, log, lambda: self._read_marks(Findings()).durable, self.findings
             )
             _volatile.judge_heads(control, log, self.findings)
+            self._judge_numbers(control, log)
 
     # ---- the result
 

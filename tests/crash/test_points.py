@@ -53,6 +53,7 @@ VERBS = [
     "append-many",
     "tx",
     "view",
+    "generate-id",
     "bump-rts",
     "flush",
     "snapshot",

@@ -368,6 +368,21 @@ MUTANTS = [
         (("csrc/intent.c", "    if (lease && announces) fill = fill_with_late(m, lease, shape, fill);\n", "    (void)announces;\n"),),
         ("steady", "rivals", "deaths", "writers"),
     ),
+    Mutant(
+        "numbers-before-their-ceiling-is-durable",
+        (("csrc/ids.c", "    if (!rc && !durable) rc = mm_flush(m, c.lsn, &advanced, r);\n", "    (void)durable, (void)advanced;\n"),),
+        ("ids", "ids-lives"),
+    ),
+    Mutant(
+        "a-ceiling-that-is-written-counts-as-durable",
+        (("csrc/ids.c", "d->value >= need && d->stable >= d->lsn;", "d->value >= need;"),),
+        ("ids", "ids-lives"),
+    ),
+    Mutant(
+        "the-limit-is-the-ceiling-that-was-just-written",
+        (("csrc/ids.c", "mm_guarded(m, r, raise_limit, &need)", "mm_guarded(m, r, raise_limit, &want)"),),
+        ("ids", "ids-lives"),
+    ),
 ]
 
 def build(mutant: Mutant, root: Path, sound: Path, directory: Path) -> Path:

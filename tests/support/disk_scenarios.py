@@ -265,8 +265,8 @@ def rivals(world: World) -> None:
 
 
 def _steady(author: Author, n: int) -> None:
-    """Small operations in a lease that lasts, so that flushes need one sync.  What is seen on a page that all share, or
-    on another's, goes to a page of one's own: what belongs together lies in the leases of several processes.
+    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have just
+    written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
     """
     author.pads, author.large = (3000,), 1 << 30
     for _ in range(3):
@@ -274,12 +274,12 @@ def _steady(author: Author, n: int) -> None:
     author.pads = (0, 3, 20)
     mine = author.allocate()
     author.flush()
-    for i in range(n):
-        if i % 3 == author.name % 3:
-            author.append(2)
-        author.read(author.rng.choice((2, author.page())))
-        author.append(mine)
-        if author.rng.random() < 0.5:
+    for _ in range(n):
+        author.append(author.rng.choice((2, mine)))
+        if author.name == 1 or author.rng.random() < 0.1:
+            for pid in (2, author.page(), author.page()):
+                author.read(pid)
+            author.append(mine)
             author.flush()
 
 
@@ -427,6 +427,30 @@ def cleaning_and_snapshots(world: World) -> None:
     world.leave(pc)
 
 
+def _draw(author: Author, n: int) -> None:
+    """Numbers, of small intervals; what they are for is written beside; who flushes besides is others' business."""
+    rng = author.rng
+    with open_store(author.pc.path, idgen_persist_interval=rng.choice((1, 2, 5))) as pc:
+        for _ in range(n):
+            note(note="number", value=pc.generate_id())
+            if rng.random() < 0.3:
+                author.append(author.page())
+            if rng.random() < 0.1:
+                author.flush()
+
+
+def ids(world: World) -> None:
+    """Processes draw numbers; some are killed in the middle of it."""
+    pc = world.begin()
+    _pages(pc, world, 2)
+    for _ in range(3):
+        busy = [world.start(lambda a: _draw(a, 30)) for _ in range(2)]
+        busy += [world.start(lambda a: _draw(a, 30), die=world.rng.randint(50, 1500))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One life, or several: each but the first begins with an image of the one before."""
@@ -452,6 +476,8 @@ SCENARIOS = [
     Scenario("lives", (writers, go_on, go_on, go_on)),
     Scenario("cleaning", (cleaning,)),
     Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
+    Scenario("ids", (ids,)),
+    Scenario("ids-lives", (ids, ids, ids)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):
