@@ -236,6 +236,26 @@ def test_stat_of_a_copy_and_after_a_reboot(open_store: Open, path: str, tmp_path
     )
 
 
+def test_stat_knows_what_flushes_said_in_the_log(path: str, children: Children) -> None:
+    """After a loss of power: a small flush makes no mark."""
+
+    def work() -> None:
+        pc = mmpc.open(path, mmpc.Append(), create=True)
+        pid, _key = pc.allocate(b"x")
+        for _ in range(3):
+            pc.append(pid, b"y")
+            pc.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+        pc.close()
+
+    assert children.start(work).wait() == -signal.SIGKILL
+    stable = object_of("stat", path)["epoch"]["durable"]
+    lost = run("stat", path, "--json", env={"MMPC_BOOT_ID": "after the power came back"})
+    assert json.loads(lost.stdout)["epoch"]["durable"] == stable > 2
+    record = json.loads(run("page", path, "2", "--json", env={"MMPC_BOOT_ID": "the same"}).stdout)["records"][0]
+    assert record["durable"]
+
+
 def test_a_store_that_another_version_has_open(open_store: Open, path: str) -> None:
     pc, _ids = filled(open_store)
     control = Path(path, "control")

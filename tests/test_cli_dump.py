@@ -316,3 +316,16 @@ def test_each_page_is_of_one_moment(path: str, tmp_path: Path, children: Childre
                 if options:
                     assert 0 <= x - v <= 1
         writer.kill()
+
+
+def test_numbers_and_names_come_along(path: str, tmp_path: Path) -> None:
+    """What generate_id gave is not given again by the loaded store, and names lead to the same pages."""
+    again = str(tmp_path / "again")
+    with mmpc.open(path, mmpc.Append(), create=True) as pc:
+        pid, _key = pc.allocate(b"root")
+        pc.cas_root_in_meta("things", None, pid)
+        last = max(pc.generate_id() for _ in range(100))
+        sound("load", again, data=sound("dump", path).encode())
+    with mmpc.open(again, mmpc.Append()) as pc:
+        assert pc.meta_pid_for_name("things") == pid
+        assert pc.generate_id() > last

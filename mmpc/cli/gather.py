@@ -13,6 +13,7 @@ import time
 
 from .. import _files, _readers, errors
 from .._findings import Findings
+from .._intents import Intents
 from .._lasting import Config, read_marks
 from .._layout import (
     BLOCK,
@@ -165,8 +166,13 @@ class Store:
         return self.word("stable") if self.current else self.mark()
 
     def mark(self) -> int:
-        """The epoch of the newest mark."""
-        return read_marks(self.fds["marks"], self.config.uuid, self.findings).durable if "marks" in self.fds else 0
+        """The newest durable epoch by what lasts: the newest mark, and what flushes said in the log itself."""
+        if "marks" not in self.fds:
+            return 0
+        marks = read_marks(self.fds["marks"], self.config.uuid, self.findings)
+        if "log" in self.fds and not self.control.of_this_boot:
+            Intents(self.lasting(), marks, lambda at, n: os.pread(self.fds["log"], n, at)).promote()
+        return marks.durable
 
     def readers(self) -> list[_readers.Reader]:
         """Who has the store open."""
