@@ -470,6 +470,15 @@ def test_a_page_while_it_is_written_to(open_store: Open, path: str, children: Ch
     assert len(seen) == 6
 
 
+def test_what_a_stream_cannot_show_is_written_otherwise(open_store: Open, path: str) -> None:
+    pid, _key = open_store(mmpc.LastWriteWins()).allocate("é \u2603")
+    shown = run("page", path, str(pid), "--value", env={"PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert '"\\xe9 \\u2603"' in shown.stdout
+    assert '"é \u2603"' in sound("page", path, str(pid), "--value")
+    assert run("segments", path, env={"PYTHONIOENCODING": "ascii"}).stdout.isascii()
+
+
 # ---- formats and rules
 
 
@@ -513,7 +522,7 @@ def test_sizes_and_times_for_people() -> None:
         "1.0 MB",
         "2.00 TB",
     ]
-    assert [show.brief(s) for s in (2.5e-7, 1.25e-5, 0.004, 2)] == ["250 ns", "12.5 µs", "4 ms", "2 s"]
+    assert [show.brief(s) for s in (2.5e-7, 1.25e-5, 0.004, 2)] == ["250 ns", "12.5 us", "4 ms", "2 s"]
     assert [show.span(s) for s in (-1, 3, 300, 1e5, 1e6)] == ["0.0 s", "3.0 s", "5.0 min", "27.8 h", "11.6 days"]
     assert show.table(("a", "name"), [(1, "x"), (22, "yy")]).splitlines() == [" a  name", " 1  x", "22  yy"]
 

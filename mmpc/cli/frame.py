@@ -7,6 +7,7 @@ command could not be carried out, or was called wrongly; 130 interrupted; 141 no
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -43,6 +44,9 @@ def run(commands: Mapping[str, str], arguments: Sequence[str] | None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in called or dict.fromkeys(commands.values()):
         import_module(f".{name}", __package__).add(subparsers)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal has no character for stops nothing
     options = parser.parse_args(words)
     try:
         status = int(options.run(options))

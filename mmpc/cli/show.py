@@ -54,8 +54,8 @@ def span(seconds: float) -> str:
 
 
 def brief(seconds: float) -> str:
-    """A latency: `850 ns`, `12.3 µs`, `4.1 ms`."""
-    for unit, length in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+    """A latency: `850 ns`, `12.3 us`, `4.1 ms`."""
+    for unit, length in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds * 1e9:.0f} ns"
