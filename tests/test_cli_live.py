@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc.cli import bench, doctor, top, viz
+from mmpc.cli import bench, doctor, gather, top, viz
 from support.children import Children
 from support.commands import COMMAND, object_of, on_terminal, refused, run, sound
 
@@ -99,6 +99,42 @@ def test_top_of_a_store_that_failed(open_store: Open, path: str) -> None:
     found = object_of("top", path, "--interval", "0.05") | {"failed": 5}
     (line, *_others) = top.blocks(found, [], 80, True)[0][1]
     assert line[0][0].startswith("a sync FAILED (Input/output error)")
+
+
+def test_latencies_are_of_the_interval(open_store: Open, path: str) -> None:
+    pc = open_store()
+    pid, _key = pc.allocate(b"x")
+    for _ in range(2000):
+        pc.append(pid, b"y")
+    before = gather.moment(path)
+    for _ in range(3):
+        pc.append(pid, b"z")
+        pc.flush()
+    for _ in range(5000):
+        pc.get(pid)
+    after = gather.moment(path)
+    found = {t.name: t for t in after.latencies(before)}
+    assert found["flush"].count == 3
+    assert "allocate" not in found
+    assert 0 < found["flush"].percentile(50) <= found["flush"].percentile(99) < 60
+    assert found["flush"].percentile(0) <= found["flush"].percentile(50)
+    gets = after.counted(before, "cache_hits", "cache_misses")
+    assert gets is not None
+    assert gets * (after.time - before.time) == pytest.approx(5000)
+    shown = top.figures(path, before, after)
+    assert [t["name"] for t in shown["latencies"]] == list(found)
+    titles = [name for name, _lines in top.blocks(shown, after.segments, 80, True)]
+    assert titles[1] == "latencies in this interval"
+    assert "calls" not in sound("top", path, "--once", "--interval", "0.05")  # nothing was done in it
+
+
+def test_a_store_without_metrics(open_store: Open, path: str) -> None:
+    """They are an extra: all else is shown as ever."""
+    open_store().allocate(b"x")
+    os.unlink(os.path.join(path, "metrics"))
+    found = object_of("top", path, "--interval", "0.05")
+    assert (found["gets"], found["latencies"]) == (None, [])
+    assert "activity" in sound("top", path, "--once", "--interval", "0.05")
 
 
 # ---- doctor
@@ -221,7 +257,7 @@ def test_pictures(open_store: Open, path: str, tmp_path: Path, children: Childre
     out = tmp_path / "deep" / "out"
     found = object_of("viz", path, "--out", str(out), "--seconds", "0.5")
     writer.kill()
-    assert sorted(found["pictures"]) == ["age", "chains", "segments", "time"]
+    assert sorted(found["pictures"]) == ["age", "chains", "latencies", "segments", "time"]
     texts = pictures(out)
     assert "Segments of the log, by live share" in texts["segments"]
     assert "live share" in texts["segments"]
@@ -248,7 +284,7 @@ def test_what_is_not_known_has_no_picture(open_store: Open, path: str, tmp_path:
     done = run("viz", path, "--out", str(tmp_path / "out"), "--json", env={"MMPC_BOOT_ID": "another"})
     found = json.loads(done.stdout)
     assert (done.returncode, list(found["pictures"])) == (0, ["segments"])
-    assert set(found["left_out"]) == {"age", "chains"}
+    assert set(found["left_out"]) == {"age", "chains", "latencies"}
 
 
 def test_depths_are_counted(open_store: Open, path: str) -> None:

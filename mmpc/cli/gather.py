@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from .. import _files, _readers, errors
+from .. import _files, _metrics, _readers, errors
 from .._findings import Findings
 from .._intents import Intents
 from .._lasting import Config, read_marks
@@ -392,11 +392,64 @@ def _state(store: Store, readers: list[_readers.Reader]) -> str:
 
 # ---- one moment after the other
 
+# Of the metrics: what people wait for, the frequent things first.
+LATENCIES = (
+    "get_hit",
+    "page_in",
+    "append",
+    "link",
+    "replace",
+    "allocate",
+    "free",
+    "flush",
+    "sync",
+    "clean",
+    "snapshot",
+)
+
+
+def metrics(path: str) -> _metrics.Metrics | None:
+    """What was counted and timed in the store; None: it keeps no metrics now."""
+    try:
+        return _metrics.read(path)
+    except errors.Unsupported:
+        return None
+
+
+class Latency:
+    """How long one kind of thing took: between two histograms, or ever.
+
+    `count` is an estimate where one call in `every` is timed.
+    """
+
+    __slots__ = ("buckets", "count", "every", "name", "what")
+
+    def __init__(self, now: _metrics.Histogram, before: _metrics.Histogram | None = None) -> None:
+        self.name, self.what, self.every = now.name, now.what, now.every
+        old = {low: n for low, _high, n in before.buckets()} if before is not None else {}
+        risen = [(low, high, n - old.get(low, 0)) for low, high, n in now.buckets()]
+        self.buckets = [(low, high, n) for low, high, n in risen if n > 0]
+        self.count = sum(n for _low, _high, n in self.buckets)
+
+    def percentile(self, q: float) -> float:
+        """In seconds, to within a sixteenth of itself; 0.0 where nothing was timed."""
+        seen = 0
+        for low, high, n in self.buckets:
+            seen += n
+            if seen >= q / 100 * self.count:
+                return (low + high - 1) / 2e9
+        return 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: times in seconds."""
+        said = {f"p{q:g}".replace(".", ""): self.percentile(q) for q in (50, 90, 99, 99.9)}
+        return {"name": self.name, "count": self.count, "every": self.every} | said
+
 
 class Moment:
     """The counters of a store at one time; two of them give rates."""
 
-    __slots__ = ("counts", "globals", "readers", "segments", "stable", "time")
+    __slots__ = ("counts", "globals", "metrics", "readers", "segments", "stable", "time")
 
     def __init__(self, store: Store) -> None:
         self.time = time.monotonic()
@@ -419,6 +472,21 @@ class Moment:
         self.stable = store.word("stable")
         self.readers, self.counts = store.readers(), store.counts()
         self.segments = store.segments(disk=False)
+        self.metrics = metrics(store.path)
+
+    def counted(self, before: Moment, *names: str) -> float | None:
+        """How fast these counters of the metrics rise together, per second; None: the store keeps none."""
+        if self.metrics is None or before.metrics is None:
+            return None
+        now, then = self.metrics.counters, before.metrics.counters
+        return max(0, sum(now[n] - then[n] for n in names)) / max(self.time - before.time, 1e-9)
+
+    def latencies(self, before: Moment) -> list[Latency]:
+        """What was timed between the two moments, in the order of LATENCIES."""
+        if self.metrics is None or before.metrics is None:
+            return []
+        timed = [Latency(self.metrics.histograms[n], before.metrics.histograms[n]) for n in LATENCIES]
+        return [t for t in timed if t.count]
 
     def rate(self, before: Moment, name: str) -> float:
         """How fast a global rises, per second."""

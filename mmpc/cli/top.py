@@ -89,6 +89,8 @@ def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str,
         "seconds": after.time - before.time,
         "operations": after.operations(before),
         "conflicts": after.conflicts(before),
+        "gets": after.counted(before, "cache_hits", "cache_misses"),
+        "gets_cached": after.counted(before, "cache_hits"),
         "written": after.rate(before, "log_taken"),
         "flushes": after.rate(before, "flushes"),
         "flushes_shared": after.rate(before, "shared"),
@@ -104,6 +106,7 @@ def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str,
         "pages": after.globals["max_pid"],
         "log": {"taken": taken, "live": min(live, taken), "share": min(1.0, live / taken) if taken else None}
         | {"waiting": sum(s.size for s in after.segments if s.state == "retired")},
+        "latencies": [t.as_dict() for t in after.latencies(before)],
         "segments": [{"number": s.number, "state": s.state, "share": s.share} for s in after.segments],
         "processes": [_process(r, before, after) for r in after.readers],
     }
@@ -127,7 +130,8 @@ def _process(r: Any, before: gather.Moment, after: gather.Moment) -> dict[str, A
 
 def blocks(f: dict[str, Any], segments: list[gather.Segment], width: int, full: bool) -> list[Block]:
     """One look as blocks of lines."""
-    return [("activity", _activity(f)), _strip(f, segments, width, full), _processes(f)]
+    timed = [_latencies(f)] if f["latencies"] else []
+    return [("activity", _activity(f)), *timed, _strip(f, segments, width, full), _processes(f)]
 
 
 def _activity(f: dict[str, Any]) -> list[Line]:
@@ -147,6 +151,7 @@ def _activity(f: dict[str, Any]) -> list[Line]:
             ),
             ("written", f"{show.size(f['written'])}/s", "bold"),
         ),
+        *_gets(f),
         _pairs(
             ("flushes", f"{f['flushes']:.1f}/s", "bold"),
             ("each about", show.brief(f["flush_seconds"]) if f["flush_seconds"] else "-", ""),
@@ -169,6 +174,26 @@ def _activity(f: dict[str, Any]) -> list[Line]:
         ),
     ]
     return shown
+
+
+def _gets(f: dict[str, Any]) -> list[Line]:
+    """Gets are known where the store keeps metrics."""
+    if f["gets"] is None:
+        return []
+    hits = show.share(f["gets_cached"], f["gets"])
+    return [_pairs(("gets", f"{show.number(f['gets'])}/s", "bold green"), ("from the cache", hits, ""))]
+
+
+def _latencies(f: dict[str, Any]) -> Block:
+    head = f"{'':>10} {'calls':>12} {'median':>9} {'p90':>9} {'p99':>9} {'p99.9':>9}"
+    lines: list[Line] = [[(head, "dim")]]
+    for t in f["latencies"]:
+        rate = f"{show.number(t['count'] / f['seconds'])}/s"
+        times = [show.brief(t[name]) for name in ("p50", "p90", "p99", "p999")]
+        lines.append(
+            [(f"{t['name']:>10} {rate:>12} ", ""), (f"{times[0]:>9}", "bold"), *((f" {x:>9}", "") for x in times[1:])]
+        )
+    return "latencies in this interval", lines
 
 
 def _pairs(*pairs: tuple[str, str, str]) -> Line:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 LIVE, GARBAGE, FREE, OPEN, LEAVING = "#2a7f9e", "#d98032", "#e6e6e6", "#5b4b9a", "#b5476d"
 INK, FAINT = "#222222", "#777777"
-_NAMES = ("segments", "age", "time", "chains")
+_NAMES = ("segments", "age", "time", "chains", "latencies")
+_LINES = ("#2a7f9e", "#d98032", "#5b4b9a", "#5a8f3c", "#b5476d", "#8a6d3b")
 
 
 def add(commands: Any) -> None:
@@ -31,11 +32,12 @@ def add(commands: Any) -> None:
         commands,
         "viz",
         _viz,
-        "draw SVG pictures: segment map, live data and garbage, chain lengths",
+        "draw SVG pictures: segment map, live data and garbage, chains, latencies",
         "Draws pictures of a store into --out: 'segments' (the map of the log: what of each segment is live),\n"
         "'age' (live data and garbage by when their segments were opened), 'chains' (how many fragments pages\n"
-        "have) and, with --seconds, 'time' (live data and garbage while others work, sampled). It needs\n"
-        "matplotlib: pip install 'mmpc[viz]'. It only reads.",
+        "have), 'latencies' (how long things took since the metrics began) and, with --seconds, 'time' (live\n"
+        "data and garbage while others work, sampled). It needs matplotlib: pip install 'mmpc[viz]'. It only\n"
+        "reads.",
         "python -m mmpc viz /var/lib/things --out pictures --seconds 30",
         "0 drawn, 1 the store is damaged, 2 it could not be done",
     )
@@ -59,6 +61,7 @@ def _viz(options: argparse.Namespace) -> int:
         "age": _age,
         "time": _time,
         "chains": _chains,
+        "latencies": _latencies,
     }
     chosen = [n for n in plan if (n in options.only if options.only else n != "time" or options.seconds)]
     if "time" in chosen and not options.seconds:
@@ -339,3 +342,39 @@ def _depth(log: int, address: int, pid: int) -> int:
     _sum, shape, page_colour, _version, _prev = RECORD.unpack(data)
     same = page_colour & (1 << 40) - 1 == pid
     return shape >> 32 & 255 if same and shape >> 40 & 15 in (1, 2) else 0
+
+
+# ---- latencies
+
+
+def _latencies(options: argparse.Namespace) -> Any:
+    """Of all that was timed since the metrics began, by all processes."""
+    found = gather.metrics(os.path.abspath(options.path))
+    if found is None:
+        return "the store keeps no metrics now; they begin with the next recovery"
+    timed = [t for t in (gather.Latency(found.histograms[name]) for name in gather.LATENCIES) if t.count]
+    if not timed:
+        return "nothing was timed yet"
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    timed = sorted(timed, key=lambda t: -t.count)[: len(_LINES)]
+    age = show.span(time.time() - found.since)
+    said = f"{_named(options.path)}: what all processes did in the last {age}; median and 99th percentile in the legend"
+    figure, axes = _figure("How long things take", said)
+    for t, colour in zip(timed, _LINES, strict=False):
+        label = (
+            f"{t.name}: {show.brief(t.percentile(50))}, {show.brief(t.percentile(99))} ({show.number(t.count)} calls)"
+        )
+        edges = [max(low, 1) / 1e9 for low, _high, _n in t.buckets] + [t.buckets[-1][1] / 1e9]
+        shares = [100 * n / t.count for _low, _high, n in t.buckets]
+        axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
+        axes.stairs(shares, edges, color=colour, alpha=0.12, fill=True)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _pos: show.brief(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _pos: f"{y:g} %"))
+    axes.set_xlabel("time (logarithmic; a step is an eighth of a doubling)")
+    axes.set_ylabel("calls in each step")
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    return figure
