@@ -309,75 +309,94 @@ def _measure(log: int, segments: list[Segment], shift: int) -> None:
 def figures(path: str) -> dict[str, Any]:
     """All figures of a store, as `stat --json` prints them; docs/cli.md says what each means."""
     with Store(path) as store:
-        segments, files = store.segments(disk=False), store.files()
-        readers, counts = store.readers(), store.counts()
-        snapshot = store.snapshot()
-        used = [s for s in segments if s.used]
-        taken = sum(s.taken or 0 for s in used)
-        live = min(sum(s.live for s in used), taken) if store.current else sum(s.live for s in used)
-        epoch, durable = store.word("epoch"), store.durable()
-        found: dict[str, Any] = {
+        config, snapshot, readers = store.config, store.snapshot(), store.readers()
+        return {
             "path": store.path,
             "state": _state(store, readers),
             "format": FORMAT,
             "layout": LAYOUT_VERSION,
-            "uuid": store.config.uuid.hex(),
-            "created": store.config.created / 1e9,
+            "uuid": config.uuid.hex(),
+            "created": config.created / 1e9,
             "options": {
-                "materializer": store.config.materializer,
-                "codec": store.config.codec,
+                "materializer": config.materializer,
+                "codec": config.codec,
                 "segment_size": 1 << store.shift,
             },
-            "recoveries_that_discarded": len(store.config.discards),
-            "bytes": {
-                "apparent": sum(size for size, _disk in files.values()),
-                "disk": sum(disk for _size, disk in files.values()),
-                "files": {name: {"apparent": size, "disk": disk} for name, (size, disk) in files.items()},
-            },
-            "log": {
-                "segments": {name: sum(s.state == name for s in segments) for name in STATES},
-                "taken": taken if store.current else None,
-                "live": live,
-                "share": live / taken if taken else None,
-                "waiting": sum(s.size for s in segments if s.state == "retired"),
-                "written": store.word("log_taken"),
-                "cleaned": store.word("cleaned"),
-                "moved": store.word("moved"),
-            },
-            "pages": {
-                "ids": store.word("max_pid") if store.current else snapshot.pages if snapshot is not None else None,
-                "free_about": store.word("free_ids"),
-            },
-            "epoch": {
-                "now": epoch,
-                "durable": durable,
-                "lag": max(0, epoch - 1 - durable) if store.current else 0,
-                "dirty": store.word("dirty"),
-            },
+            "recoveries_that_discarded": len(config.discards),
+            "bytes": _bytes(store),
+            "log": _log(store),
+            "pages": _pages(store, snapshot),
+            "epoch": _epoch(store),
             "flushes": {
                 "syncs": store.word("flushes"),
                 "shared": store.word("shared"),
                 "seconds": store.word("flush_time") / 1e9,
             },
-            "snapshot": None
-            if snapshot is None
-            else {
-                "name": snapshot.name,
-                "created": snapshot.created / 1e9,
-                "log_since": max(0, store.word("log_taken") - snapshot.log_taken) if store.current else None,
-                "written_in_this_life": store.word("snapshots"),
-            },
-            "processes": {
-                "alive": sum(r.alive for r in readers),
-                "dead": sum(not r.alive for r in readers),
-                "reaped": store.word("reaped"),
-                "helped": store.word("helped"),
-                "operations": sum(a for a, _b in counts),
-                "conflicts": sum(b for _a, b in counts),
-            },
+            "snapshot": _snapshot(store, snapshot),
+            "processes": _processes(store, readers),
             "failed": store.word("failed"),
         }
-        return found
+
+
+def _bytes(store: Store) -> dict[str, Any]:
+    files = store.files()
+    return {
+        "apparent": sum(size for size, _disk in files.values()),
+        "disk": sum(disk for _size, disk in files.values()),
+        "files": {name: {"apparent": size, "disk": disk} for name, (size, disk) in files.items()},
+    }
+
+
+def _log(store: Store) -> dict[str, Any]:
+    segments = store.segments(disk=False)
+    used = [s for s in segments if s.used]
+    taken, live = sum(s.taken or 0 for s in used), sum(s.live for s in used)
+    if store.current:
+        live = min(live, taken)  # what is live is known about
+    return {
+        "segments": {name: sum(s.state == name for s in segments) for name in STATES},
+        "taken": taken if store.current else None,
+        "live": live,
+        "share": live / taken if taken else None,
+        "waiting": sum(s.size for s in segments if s.state == "retired"),
+        "written": store.word("log_taken"),
+        "cleaned": store.word("cleaned"),
+        "moved": store.word("moved"),
+    }
+
+
+def _pages(store: Store, snapshot: Snapshot | None) -> dict[str, int | None]:
+    known = snapshot.pages if snapshot is not None else None
+    return {"ids": store.word("max_pid") if store.current else known, "free_about": store.word("free_ids")}
+
+
+def _epoch(store: Store) -> dict[str, int]:
+    now, durable = store.word("epoch"), store.durable()
+    lag = max(0, now - 1 - durable) if store.current else 0
+    return {"now": now, "durable": durable, "lag": lag, "dirty": store.word("dirty")}
+
+
+def _snapshot(store: Store, snapshot: Snapshot | None) -> dict[str, Any] | None:
+    if snapshot is None:
+        return None
+    return {
+        "name": snapshot.name,
+        "created": snapshot.created / 1e9,
+        "log_since": max(0, store.word("log_taken") - snapshot.log_taken) if store.current else None,
+        "written_in_this_life": store.word("snapshots"),
+    }
+
+
+def _processes(store: Store, readers: list[_readers.Reader]) -> dict[str, int]:
+    counts = store.counts()
+    return {
+        "alive": sum(r.alive for r in readers),
+        "dead": sum(not r.alive for r in readers),
+        "reaped": store.word("reaped"),
+        "helped": store.word("helped"),
+        "operations": sum(a for a, _b in counts),
+        "conflicts": sum(b for _a, b in counts),
+    }
 
 
 def _state(store: Store, readers: list[_readers.Reader]) -> str:
