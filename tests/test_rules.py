@@ -61,7 +61,10 @@ IMPORTS: dict[str, set[str]] = {
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
     | {"_reserved", "_wreck", "verify"},
-    "__main__": {"__init__"},
+    "__main__": {"cli"},
+    "cli": LOW
+    | {"__init__", "demo", "pagecache", "salvage", "verify", "_files", "_findings", "_lasting", "_layout", "_log"}
+    | {"_intents", "_metrics", "_readers", "_store", "_visit", "_volatile"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }
 
