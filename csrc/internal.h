@@ -7,6 +7,7 @@
 #include "crc32c.h"
 #include "guard.h"
 #include "layout.h"
+#include "metrics.h"
 #include "mmpc.h"
 
 #define MM_ALIVE UINT64_C(0x657669614D504D4D)
@@ -97,6 +98,13 @@ struct mm {
     uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
+    mm_metrics_row *metrics;  /* of our slot; NULL: nothing is counted.  Set before a second thread knows of this attachment */
+    uint8_t *metrics_map;
+    uint64_t ticks_begun, time_begun; /* mm_os_ticks and mm_os_monotonic at one moment: what a tick is */
+    pv_word tick;             /* ns of one, times 2^24, once known well */
+    uint64_t attach_begun;
+    bool claimed_dead;        /* the slot's owner before us had died: reaped */
+    mm_slot *unshared;        /* of one that observes: in place of a slot */
     mm_config config;
 };
 
@@ -123,7 +131,8 @@ static inline void mm_unlock(mm *m, enum mm_hold which)
 }
 
 /* os.c */
-int mm_os_map(int fd, uint64_t window, uint8_t **out);
+enum mm_map { MM_MAP_SHARED = 0, MM_MAP_READ = 1, MM_MAP_PRIVATE = 2 }; /* PRIVATE: stores go to memory of this process */
+int mm_os_map(int fd, uint64_t window, enum mm_map how, uint8_t **out);
 void mm_os_unmap(uint8_t *p, uint64_t window);
 int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
 int mm_os_sync(int fd);                               /* 0, or errno */
@@ -153,6 +162,23 @@ int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset);
 int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
 int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
+
+/* metrics.c */
+static inline void mm_count(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count(m->metrics, c, n);
+}
+static inline uint64_t mm_time_begin(const mm *m) { return m->metrics ? mm_os_ticks() : 0; }
+void mm_time_end(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the time since then, n times; begun 0: not at all */
+void mm_time_end_alone(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the caller holds the mutex of publishing, as all who add to it do */
+void mm_note_value_alone(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+static inline void mm_count_alone(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count_alone(m->metrics, c, n);
+}
+void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+bool mm_metrics_fault(mm *m, const void *p); /* in the handler: true, if the fault is in the metrics, which go on in memory */
+void mm_metrics_unmap(mm *m);
 
 /* times.c */
 void mm_epoch_time(mm *m, uint64_t epoch);
@@ -291,6 +317,12 @@ typedef struct mm_chain_view {
     uint64_t payload;         /* bytes in all */
 } mm_chain_view;
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
+bool mm_chain_follows(const mm_view *newer, const mm_view *older);
+int mm_emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r);
+
+/* observe.c */
+int mm_observe(mm *m, uint64_t pid, uint8_t *buffer, uint64_t capacity, mm_result *r); /* mm_read without a pin */
+
 /* marks.c */
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;

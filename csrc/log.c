@@ -106,6 +106,7 @@ static void help(mm *m, const mm_view *v, at_word *w, uint64_t word)
     at_fence_full();
     at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
     at_add_relaxed(&m->g->helped, 1);
+    mm_count(m, MM_COUNT_helps, 1);
     if (m->slot) at_add_seq_cst(&m->slot->helping, UINT64_MAX);
 }
 
@@ -123,7 +124,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
     if (word == mm_committed((uint32_t)word)) return MM_OK;
     if (word >> 32) return mm_corrupt(r, MM_FILE_LOG, v->address);
     rc = mm_verify(m, v, r); /* never commits what does not hold */
-    if (rc) return rc;
+    if (rc || m->config.observes) return rc; /* published, as its head says: nothing is built on what an observer saw */
     help(m, v, w, word);
     *helped = true;
     return MM_OK;
@@ -150,9 +151,14 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
             l->start = 0;
         }
     }
+    uint64_t begun = mm_time_begin(m);
     int rc = mm_segment_lease(m, bytes, purpose, r);
-    if (!rc) mm_mapped_use(m, l->start, l->end - l->start);
-    return rc;
+    if (rc) return rc;
+    mm_time_end_alone(m, MM_TIME_lease, begun, 1);
+    mm_count_alone(m, MM_COUNT_leases, 1);
+    mm_count_alone(m, MM_COUNT_leased_bytes, l->end - l->start);
+    mm_mapped_use(m, l->start, l->end - l->start);
+    return MM_OK;
 }
 
 /* The bytes of a replaced chain are live no more.  Only steers: stops at the first thing that looks odd. */

@@ -70,6 +70,8 @@ static int publish(mm *m, void *args, mm_result *r)
     if (rc) return rc;
     mm_announce(m);
     rc = put(m, args, r);
+    const restored *t = args;
+    if (!rc && t->kind == MM_KIND_FREE) mm_id_return(m, t->pid); /* a hint: else only the sweep of a recovery would find the id */
     mm_publish_end(m);
     return rc;
 }

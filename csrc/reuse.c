@@ -70,7 +70,7 @@ static bool punch(mm *m, uint64_t n)
     uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift;
     bool whole = mm_log_reaches(m, end) && mm_os_grow(m->config.log, end - MM_BLOCK, end) == 0; /* one of an earlier life may end with a hole */
     if (whole && mm_segment_stamp_end(m, n, mm_segword_generation(w), at_load_acquire(&m->g->stable))) end -= MM_BLOCK;
-    if (mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
+    if (!mm_fail_at(m->config.failpoints, MM_FAIL_LOG_PUNCH) && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
     mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
     return true;
 }

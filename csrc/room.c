@@ -147,6 +147,7 @@ int mm_log_trim(const mm_config *c, mm_result *r)
 /* Nothing is appended to a segment of an earlier life: the log ends with a whole one, what is missing of it is a hole.  Growth would allocate it. */
 int mm_log_round(mm *m, uint64_t *size, mm_result *r)
 {
+    if (m->config.observes) return MM_OK;
     uint64_t whole = (*size + m->segment_size - 1) >> m->segment_shift << m->segment_shift;
     int e = whole != *size ? mm_os_truncate(m->config.log, whole) : 0;
     if (e) return mm_os_failed(r, e);

@@ -370,7 +370,8 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     s->in_use = rc ? 0 : mark.segments;
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
-    if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
+    uint64_t durable = s->limit != UINT64_MAX && s->limit > mark.epoch ? s->limit : mark.epoch; /* an intent said more, to who must not write a mark */
+    if (!rc && s->stable > durable) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
     uint32_t retirements = s->size >= MM_BLOCK ? (uint32_t)at_load_relaxed(mm_retirements(s->m)) : 0;
     if (!rc && (int32_t)(retirements - mark.retirements) < 0) rc = mm_corrupt(s->r, MM_FILE_LOG, MM_RETIREMENTS_OFFSET); /* `log` is older than `marks` */
@@ -420,7 +421,7 @@ static void forget_retirements(scan *s)
  * On a full disk it is the room that the next one needs. */
 static void give_back_tails(scan *s)
 {
-    for (uint64_t n = 0; n < s->segments; n++) {
+    for (uint64_t n = 0; n < s->segments && !s->m->config.observes; n++) {
         uint64_t end = segment_end(s, n);
         if (s->tail[n] && s->tail[n] + TAIL_BLOCKS * MM_BLOCK <= end && mm_os_punch(s->m->config.log, s->tail[n], end) == 0)
             at_written(s->m->log + s->tail[n], end - s->tail[n]);

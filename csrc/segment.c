@@ -94,7 +94,9 @@ int mm_log_cover(mm *m, uint64_t end, mm_result *r)
         if (want > m->log_window) want = m->log_window;
         int rc = mm_log_whole(m, r); /* growth would put zeros where somebody cut it */
         if (rc) return rc;
-        int e = mm_os_grow(m->config.log, now, want);
+        int e = mm_fail_at(m->config.failpoints, MM_FAIL_LOG_GROWTH);
+        if (e) return mm_os_failed(r, e);
+        e = mm_os_grow(m->config.log, now, want);
         uint64_t least = (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
         if ((e == ENOSPC || e == EDQUOT) && least < want) { /* the last of the disk is used, too */
             want = least;
@@ -228,9 +230,13 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
 int mm_segment_open(mm *m, uint64_t old, mm_result *r)
 {
     uint64_t n = 0, generation = 0;
+    bool first = at_load_acquire(&m->g->segments) == 0;
+    int e = first ? mm_fail_at(m->config.failpoints, MM_FAIL_INITIAL_ALLOCATION) : 0;
+    if (e) return mm_os_failed(r, e);
     int rc = take_free(m, &n, &generation, r);
     if (rc) return rc;
-    rc = write_header(m, n, generation, r);
+    e = mm_fail_at(m->config.failpoints, MM_FAIL_SEGMENT_OPEN);
+    rc = e ? mm_os_failed(r, e) : write_header(m, n, generation, r);
     uint64_t w = mm_segword(MM_SEG_PREPARING, generation, m->slot_index);
     if (rc) {
         mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
@@ -239,7 +245,8 @@ int mm_segment_open(mm *m, uint64_t old, mm_result *r)
     if (!mm_segment_step(m, n, &w, MM_SEG_OPEN, m->slot_index)) return MM_OK;
     /* Lost: somebody else has opened one; nobody can have leased from ours, which no hint ever named. */
     if (!at_cas_acq_rel(&m->g->open_segment, &old, generation << 32 | (n + 1))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
-    return MM_OK;
+    e = first ? mm_fail_at(m->config.failpoints, MM_FAIL_INITIAL_ALLOCATION_POST) : 0;
+    return e ? mm_os_failed(r, e) : MM_OK;
 }
 
 /* Takes what is left of the segment, so that no lease follows, then OPEN -> SEALED. */

@@ -92,7 +92,10 @@ bool mm_reap_if_dead(mm *m, uint32_t i)
 {
     if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
     bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
-    if (dead) reap(m, i);
+    if (dead) {
+        reap(m, i);
+        mm_count(m, MM_COUNT_reaps, 1);
+    }
     mm_unlock_range(m->config.lock, i, 1);
     return dead;
 }
@@ -165,7 +168,8 @@ static int allocate_slot(mm *m, uint32_t i)
 {
     uint64_t used = slots_used(m), first = used < i ? used : i, block = MM_BLOCK;
     uint64_t from = (MM_CONTROL_SLOTS + first * sizeof(mm_slot)) / block * block, to = MM_CONTROL_SLOTS + (i + 1ull) * sizeof(mm_slot);
-    int e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_SLOT_CLAIM);
+    if (!e) e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
     return e ? e : mm_os_grow(m->config.marks, i * 2 * block, (i + 1ull) * 2 * block);
 }
 
@@ -182,7 +186,8 @@ static int try_claim(mm *m, uint32_t i, mm_result *r)
     at_max_release(&m->g->slots_used, i + 1); /* before LIVE: whoever scans sees the slot */
     m->slot_index = i;
     uint64_t state = at_load_acquire(&s->state);
-    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);
+    m->claimed_dead = (state & 255) == MM_SLOT_LIVE; /* counted when there is a row to count in (metrics.c) */
+    if (m->claimed_dead) reap(m, i);
     at_store_relaxed(&s->pid, (uint64_t)getpid());
     at_store_relaxed(&s->opened, mm_os_now());
     at_store_relaxed(&s->operations, 0);

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, errors
+from . import _files, errors, failpoints
 from ._findings import Findings
 from ._lasting import Config, Marks, parse_config, read_marks
 from ._layout import (
@@ -160,7 +160,8 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         config = parse_config(data)
         if not isinstance(config, Config):
             raise errors.CorruptionError(f"'config': {config}", file="config", offset=0)
-        _write(os.path.join(dest, "config.new"), data)  # whoever finds it knows what was begun here
+        lasting = _files.lasting_config(data)
+        _write(os.path.join(dest, "config.new"), lasting)  # whoever finds it knows what was begun here
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
         with _files.Descriptors() as files:
@@ -172,7 +173,7 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             copy.run()
             os.fsync(files.get("copy"))
         _must(lib.mm_clock(mm, epoch, ffi.new("uint64_t *")), r)  # nothing in the copy has a colour above
-        _write(os.path.join(dest, "config.new"), _without(data, marks.durable, int(epoch[0])))
+        _write(os.path.join(dest, "config.new"), _without(lasting, marks.durable, int(epoch[0])))
         report.epoch, report.bytes = marks.durable, copy.done
     finally:
         lib.mm_unpin(mm, pin[0])
@@ -192,7 +193,7 @@ def _without(data: bytes, durable: int, newest: int) -> bytes:
     config = _files.decode_config(data)
     pairs = (*config.discards, (durable, newest))
     names = (config.materializer, config.codec)
-    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs).encode()
+    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs, config.compat).encode()
 
 
 def _must(rc: int, r: Any) -> None:
@@ -210,6 +211,7 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _put(fd: int, data: memoryview, at: int) -> None:
+    failpoints.reach("backup write")
     while data:
         n = os.pwrite(fd, data, at)
         data, at = data[n:], at + n

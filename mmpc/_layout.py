@@ -85,6 +85,14 @@ GLOBALS = {
     "dirty": 1152,
 }
 
+METRICS_HEADER = Struct("<8sQ16sQ")  # magic, fingerprint, open_id, created; the rows of the slots begin at METRICS_ROWS
+METRICS_MAGIC = b"MMPCmetr"
+METRICS_ROWS = 4096
+COUNTERS, WORDS_OF_COUNTERS = 62, 128  # then incarnation, a spare word, and the counters as the owner found them
+COUNTER_WORDS = Struct("<128Q")
+HIT_BITS = 56  # of the word of cache_hits: what is above is no part of the count
+BUCKETS, HISTOGRAM_WORDS, ROW_WORDS = 332, 336, 8192  # sum, greatest, least, a spare word, buckets
+
 WORDS_HEADER = Struct("<8sII16s")  # magic, layout_version, role, open_id
 WORDS_MAGIC = b"MMPCords"
 WORDS_OFFSET = 4096
@@ -164,3 +172,22 @@ def sane(shape: int, version: int, prev: int) -> str | None:
 def words(data: Any) -> Any:
     """A view of little-endian words; the machine is little-endian, as the core asserts."""
     return memoryview(data)[: len(data) & -8].cast("Q") if len(data) >= 8 else ()
+
+# Offsets of the globals that are only figures for people; each is one word.
+FIGURES = {
+    "free_ids": 640,
+    "reaped": 1024,
+    "helped": 1088,
+    "flush_time": 1472,
+    "flushes": 1664,
+    "shared": 1728,
+    "log_taken": 1792,
+    "log_snapshot": 1856,
+    "snapshots": 1984,
+    "cleaned": 2112,
+    "moved": 2176,
+}
+SLOT_COUNTS, SLOT_COUNTS_AT = Struct("<QQ"), 96  # operations, conflicts; at SLOT_COUNTS_AT of a slot
+WRITTEN_ALWAYS = (1 << 64) - 1  # `written` of a segment that somebody helped a record in
+# Names of the states of a segment, by number.
+STATES = ("free", "preparing", "open", "sealed", "claimed", "retired", "punching", "hole", "extent")

@@ -162,8 +162,10 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
     if count > MAX_SEGMENTS or CONTROL_SEGMENTS + count * SEGMENT_ENTRY_SIZE > size:
         findings.damage("control", at, f"{count} segments do not fit the file")
         return
-    if log.segments and max(log.segments) >= count:
-        findings.damage("control", at, f"there are {max(log.segments) + 1} segments, not {count}")
+    # Who died when it made the log shorter leaves segments behind the end that nobody needs.
+    beyond = [n for n, segment in log.segments.items() if n >= count and not log.gone(segment)]
+    if beyond:
+        findings.damage("control", at, f"there are {max(beyond) + 1} segments, not {count}")
     data = os.pread(control.fds["control"], count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS)
     holding = {address >> log.shift for address in log.leases}
     for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data[: len(data) // 64 * 64])):

@@ -18,30 +18,34 @@ LOW = {"errors", "results", "codec", "materializer", "_native"}
 IMPORTS: dict[str, set[str]] = {
     "__init__": {"*"},
     "errors": set(),
+    "failpoints": {"_checks", "_native"},
     "results": set(),
     "codec": {"errors"},
     "materializer": {"errors", "codec"},
     "tx": {"errors", "_native"},
-    "_files": {"errors", "_native"},
+    "_files": {"errors", "_native", "failpoints"},
     "_arrays": set(),
     "_portable_view": {"errors", "results", "_native", "_arrays"},
     "_portable": LOW | {"tx", "_portable_view"},
     "_face": {"_native", "_hot", "_portable"},
-    "_snapshot": {"errors", "_native", "_files"},
-    "_recovery": {"errors", "_native", "_files", "_snapshot"},
-    "_store": {"errors", "_native", "_files", "_snapshot", "_recovery"},
+    "_snapshot": {"errors", "_native", "_files", "failpoints"},
+    "_recovery": {"errors", "_native", "_files", "_snapshot", "failpoints"},
+    "_store": {"errors", "_native", "_files", "_snapshot", "_recovery", "failpoints"},
     "_maintenance": {"errors", "_native", "_snapshot", "_store"},
     "_readers": {"errors", "_files", "_findings", "_layout", "_volatile"},
-    "_backup": {"errors", "_native", "_files", "_findings", "_layout", "_lasting", "_log", "_volatile"},
+    "_backup": {"errors", "_native", "_files", "failpoints", "_findings", "_layout", "_lasting", "_log", "_volatile"},
     "_views": {"errors", "_native", "_store"},
     "_checks": set(),
     "_reserved": set(),
     "_meta": {"errors", "codec", "_checks", "_native", "_reserved"},
     "_stats": {"_readers"},
+    "_metrics": {"errors", "_native", "_files", "_layout", "_readers", "_profile"},
+    "_profile": {"_metrics"},
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_meta", "_open", "_snapshot", "_stats", "_store"}
-    | {"_views", "tx"},
-    "_open": {"event_log", "materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    | {"_metrics", "_views", "tx"},
+    "observer": {"errors", "_native", "_face", "_files", "_recovery", "_stats", "_store", "pagecache", "tx"},
+    "_open": {"event_log", "materializer", "observer", "pagecache", "_checks", "_face", "_files", "_store"},
     "_recording": {"errors", "results"},
     "event_log": {"errors", "codec", "_files", "_layout", "_native", "_recording", "pagecache"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
@@ -57,7 +61,10 @@ IMPORTS: dict[str, set[str]] = {
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
     | {"_reserved", "_wreck", "verify"},
-    "__main__": {"__init__"},
+    "__main__": {"cli"},
+    "cli": LOW
+    | {"__init__", "demo", "pagecache", "salvage", "verify", "_files", "_findings", "_lasting", "_layout", "_log"}
+    | {"_intents", "_metrics", "_readers", "_store", "_visit", "_volatile"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }
 

@@ -215,8 +215,8 @@ MUTANTS = [
         (
             (
                 "csrc/snapshot.c",
-                "    *w->b = h.b = at_load_acquire(&m->g->stable);\n",
-                "    *w->b = h.b = at_load_acquire(&m->g->epoch);\n",
+                "    h.b = at_load_acquire(&m->g->stable);\n",
+                "    h.b = at_load_acquire(&m->g->epoch);\n",
             ),
         ),
         ("snapshots",),
