@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LASTING = ("config", "log", "marks", "lock", "open.lock")
 VOLATILE = ("control", "table", "ids", "rts")
-FORMAT = 3
+FORMAT = 4
 MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
 SLOTS_READY = 16  # their blocks of `marks` are allocated at creation

@@ -20,6 +20,8 @@ STRUCTS = [
     "mm_segment_retired",
     "mm_lease_header",
     "mm_record",
+    "mm_extent",
+    "mm_run_header",
     "mm_mark_sector",
     "mm_snapshot_header",
     "mm_snapshot_entry",
@@ -186,7 +188,7 @@ def test_files(store: Path) -> None:
 def test_config(store: Path) -> None:
     data = (store / "config").read_bytes()
     assert part("config", data, 0, "magic") == b"MMPCconf"
-    assert number("config", data, 0, "format") == 3
+    assert number("config", data, 0, "format") == 4
     assert number("config", data, 0, "length") == len(data)
     assert number("config", data, 0, "crc") == crc(data[16:])
     assert number("config", data, 0, "segment_shift") == 17

@@ -15,7 +15,7 @@ import mmpc
 
 THRESHOLD = 2  # chains of more than 2 are consolidated, those of 16 must be
 LARGE = 24 * 1024  # more than a third of a segment of 64 KiB
-HUGE = 40 * 1024  # more than half of one
+HUGE = 29 * 1024  # two of them do not fit one beside anything else
 ALL = 2  # enum mm_effort: whatever gains anything
 
 
