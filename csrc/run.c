@@ -211,9 +211,9 @@ int mm_run_find(mm *m, uint64_t page, uint64_t room, mm_run *run, bool *used, mm
     if (rc) return rc;
     rc = allocate(m, run, r);
     if (!rc) {
-        uint64_t last = run->number + run->segments - 1;
+        /* Before it is in use: a mark says how many segments are, and who recovers cuts off zeros at the end of the log. */
+        mm_segment_stamp_end(m, run->number + run->segments - 1, run->generation, at_load_acquire(&m->g->stable));
         join(m, run);
-        mm_segment_stamp_end(m, last, run->generation, at_load_acquire(&m->g->stable));
         write_header(m, run->number, run->generation, page, run->segments, run->extent.salt, sizeof(mm_run_header));
         at_fence_full(); /* then whatever epoch the caller flushes */
         run->extent.address = run->number << m->segment_shift;

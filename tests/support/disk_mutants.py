@@ -179,7 +179,7 @@ MUTANTS = [
     ),
     Mutant(
         "segment-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + at, &h, sizeof h);\n", ""),),
+        (("csrc/segment.c", "    at_copy(m->log + at, whole, sizeof whole);\n", ""),),
         ("writers",),
     ),
     Mutant(
