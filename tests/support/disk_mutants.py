@@ -50,6 +50,35 @@ HEAD = "    int rc = mm_head(m, c->pid, &head, r);\n    if (rc) return rc;\n    
 
 MUTANTS = [
     Mutant(
+        "a-run-is-used-again-before-a-flush",
+        (
+            (
+                "csrc/reuse.c",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || (since > stable && !(mm_segword_rest(w) & MM_REST_RUN))) continue;",
+            ),
+        ),
+        ("extents",),
+    ),
+    Mutant(
+        "a-payload-is-written-when-its-record-is-published",
+        (
+            (
+                "csrc/extent.c",
+                "        if (payload) at_copy(run->body + inside, payload + inside, n);\n"
+                "        table[k] = mm_checksum_payload(seed, place, run->body + inside, n);\n",
+                "        table[k] = mm_checksum_payload(seed, place, payload ? payload + inside : run->body + inside, n);\n",
+            ),
+            (
+                "csrc/page.c",
+                "    rc = mm_guarded(m, r, body, &small);\n    mm_run_done(m, &run, rc);\n",
+                "    rc = mm_guarded(m, r, body, &small);\n"
+                "    if (!rc) at_copy(run.body, c->payload, c->length);\n    mm_run_done(m, &run, rc);\n",
+            ),
+        ),
+        ("extents",),
+    ),
+    Mutant(
         "a-store-that-the-trace-does-not-tell",
         (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
         ("create",),
