@@ -227,6 +227,7 @@ def widen(letters: str, flush: bool) -> Op:
 
 CHURN, CHURN_AGAIN = churn("abcdefghi"), churn("ABCDEFGHI")
 CLEAN = Op(lambda c: c.pc._clean(ALL, 1 << 16).retired)
+FLUSH = Op(lambda c: c.pc.flush())
 CLEAN_ALL = Op(lambda c: c.pc._clean(ALL, 1 << 30).retired)
 REWRITE = Op(lambda c: c.pc.rewrite(c.p))
 IN_TX = Op(lambda c: c.pc.append(c.p, ["t"], c.tx), (on_p("t"),))
@@ -248,7 +249,7 @@ CASES = [
     Case("extent-link", (KEY, WIDE_LINK)),
     Case("extent-consolidates", (WARM, WIDE_APPEND, append("u")), depth=15, python=True),
     Case("extent-reuse", (WARM, widen("ab", False), widen("cd", True)), armed=2),
-    Case("extent-clean", (WARM, widen("ab", False), CLEAN_ALL), armed=2),
+    Case("extent-clean", (WIDE_APPEND, REWRITE, FLUSH, CLEAN_ALL, GET), depth=3),
     Case("link", (KEY, LINK)),
     Case("link-warm", (WARM, KEY, LINK), armed=2),
     Case("replace", (KEY, REPLACE)),
