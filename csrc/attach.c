@@ -49,7 +49,6 @@ int mm_format(const mm_config *c, mm_result *r)
     atomic_init(&g.table_pages.v, TABLE_FRESH);
     atomic_init(&g.max_pid.v, 2);
     atomic_init(&g.sweep.v, MM_SWEEP_DONE);
-    atomic_init(&g.clock.v, 1);
     if (!e) e = mm_os_write_at(c->control, &g, sizeof g, MM_CONTROL_GLOBALS);
     if (e) return mm_os_failed(r, e);
     int rc = format_words(c->table, 1, id.open_id, TABLE_FRESH, r);
@@ -62,6 +61,8 @@ int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result 
 {
     int e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, epoch));
     if (!e) e = mm_os_write_at(c->control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, stable));
+    if (!e) e = mm_os_write_at(c->control, &stable, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, marked)); /* the marks were synced */
+    if (!e) e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, life));
     if (!e) e = mm_os_write_at(c->control, &epoch, 8, MM_CONTROL_GLOBALS + offsetof(mm_globals, dirty)); /* what counts may be newer than D */
     return e ? mm_os_failed(r, e) : MM_OK;
 }
@@ -216,6 +217,7 @@ void mm_set_limits(mm *m)
     m->group_limit = m->segment_size - MM_BLOCK - sizeof(mm_lease_header) - sizeof(mm_segment_stamp);
     m->merge_kind = c->merge_kind;
     m->threshold = c->threshold;
+    m->id_interval = c->id_interval ? c->id_interval : MM_ID_INTERVAL;
     m->tidy_depth = c->threshold;
     m->max_depth = c->threshold < 31 ? c->threshold * 8 : 250; /* depth is a byte */
     m->uuid_seed = crc32c_extend(0, c->uuid, sizeof c->uuid);

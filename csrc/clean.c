@@ -39,13 +39,13 @@ static uint64_t live_of(const mm *m, const mm_segment *s)
 static void look_around(mm *m, survey *v)
 {
     mm_result ignored;
-    uint64_t n = at_load_acquire(&m->g->segments), stable = at_load_acquire(&m->g->stable);
+    uint64_t n = at_load_acquire(&m->g->segments), marked = at_load_acquire(&m->g->marked);
     *v = (survey){ .best = MM_NO_SEGMENT, .stale = MM_NO_SEGMENT, .best_live = UINT64_MAX, .stale_looked = UINT64_MAX };
     if (!n || !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return;
     for (uint64_t i = 0; i < n; i++) {
         const mm_segment *s = &m->segments[i];
         uint64_t state = mm_segword_state(at_load_acquire(&s->word)), live = live_of(m, s), looked = at_load_relaxed(&s->looked);
-        if (state == MM_SEG_RETIRED && at_load_relaxed(&s->since) > stable) {
+        if (state == MM_SEG_RETIRED && at_load_relaxed(&s->since) > marked) {
             v->pending++;
             if (at_load_relaxed(&s->since) > v->since) v->since = at_load_relaxed(&s->since);
         }
@@ -165,6 +165,7 @@ static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_resul
 {
     const mm_record *rec = (const mm_record *)(m->log + at);
     uint64_t pid = mm_record_pid(rec), version = rec->version;
+    if (mm_shape_kind(rec->shape) == MM_KIND_INTENT) return MM_OK; /* a mark covers it before the segment is used again */
     int passes = mm_chain_passes(m, pid, at, version, r);
     if (passes > 0 && m->victim.visit) m->victim.live += span;
     for (int tries = 0; passes > 0 && !m->victim.visit; tries++) {
@@ -347,7 +348,7 @@ static int look_for_pending(mm *m, void *args, mm_result *r)
 /* One round, and what it emptied given back. */
 static int clean_once(mm *m, clean_call *c, mm_result *r)
 {
-    uint64_t advanced, punched = c->effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
+    uint64_t punched = c->effort == MM_EFFORT_WRITER ? 1 : UINT64_MAX;
     int rc = mm_guarded(m, r, clean_pinned, c), back;
     mm_result other;
     if (c->inside) mm_guarded(m, NULL, give_up_after_fault, NULL);
@@ -355,7 +356,7 @@ static int clean_once(mm *m, clean_call *c, mm_result *r)
     c->all = c->effort != MM_EFFORT_WRITER || rc == MM_FULL; /* what waits for a flush may be the room that is missing */
     if (!c->report->retired && !c->all) return MM_OK;
     back = mm_guarded(m, &other, look_for_pending, c);
-    if (!back && c->since) back = mm_flush(m, c->since, &advanced, &other);
+    if (!back && c->since) back = mm_flush_marked(m, c->since, &other);
     if (!back) back = mm_guarded(m, &other, give_back, &punched);
     if (back) *r = other;
     return back ? back : rc;

@@ -97,6 +97,8 @@ static void fill(mm *m, mm_run *run, const uint8_t *payload, uint64_t length)
     at_written(table, 4 * pieces);
     MM_POINT();
     x->crc = mm_checksum_payload(seed, at, table, 4 * pieces);
+    at_fence_full(); /* a flush that covers the epoch loaded now began its sync after all of it */
+    mm_want_mark(m, at_load_acquire(&m->g->epoch)); /* an intent lists leases, and no run (intent.c) */
 }
 
 /* The payload stands in the run: its checksums.  MM_BUSY: it looks like a segment's header where one could stand; another run must be taken. */
@@ -158,7 +160,7 @@ int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
     take_call c = { .page = page, .room = room, .run = run };
     run->held = false;
     int rc = mm_guarded(m, r, look_for_pending, &c);
-    if (!rc && c.since && c.pending >= room) rc = mm_flush(m, c.since, &advanced, r);
+    if (!rc && c.since && c.pending >= room) rc = mm_flush_marked(m, c.since, r);
     if (!rc) rc = mm_guarded(m, r, find, &c);
     if (is_full(rc)) { /* what nobody names, or waits for a flush, may be the room that is missing */
         mm_result full = *r;
@@ -166,7 +168,7 @@ int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
         mm_run_done(m, run, rc);
         c.used = true;
         rc = mm_guarded(m, r, look_for_pending, &c);
-        if (!rc && c.since) rc = mm_flush(m, c.since, &advanced, r);
+        if (!rc && c.since) rc = mm_flush_marked(m, c.since, r);
         if (!rc && c.pending) rc = mm_guarded(m, r, find, &c);
         else if (!rc) *r = full, rc = was;
     }

@@ -1,4 +1,5 @@
-/* flush.c - durability: one epoch step, one sync of the log, one mark, one sync of the marks; shared by all who wait for it.
+/* flush.c - durability: one epoch step, one sync of the log, one mark, and, where an intent does not say as much, one sync of the marks; shared by all who
+ * wait for it.
  *
  * cut(D) = every committed record with colour <= D, D the newest mark.  If B's author saw A, A's commit word was stored before B's
  * colour was loaded, hence before the epoch left D, hence before the sync (model: publish.pml).  A stopped or dead process is
@@ -88,7 +89,7 @@ static void list_leases(mm *m, mm_mark *k)
 }
 
 /* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */
-static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
+static int sync_and_mark(mm *m, mm_mark *k, bool intent, mm_result *r)
 {
     uint64_t suspect;
     bool distrusted = distrust(m, &suspect);
@@ -97,7 +98,7 @@ static int sync_and_mark(mm *m, mm_mark *k, mm_result *r)
     if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
-    if (!e) e = mm_mark_write(m, k);
+    if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);
     return e ? sync_failed(m, e, r) : has_failed(m, r);
 }
 
@@ -114,9 +115,18 @@ static int flush_now(mm *m, mm_result *r)
     mm_epoch_time(m, k.epoch + 1);
     at_fence_full(); /* who loaded that epoch as its colour has its commit words in memory */
     at_store_seq_cst(&m->slot->syncing, k.epoch);
+    mm_fills now;
+    mm_lock(m, MM_HOLD_PUBLISH); /* no lease of ours begins between the two */
+    mm_fills_now(m, k.epoch, &now);
     list_leases(m, &k);
-    rc = sync_and_mark(m, &k, r);
+    mm_unlock(m, MM_HOLD_PUBLISH);
+    bool intent = mm_intent_put(m, &now);
+    rc = sync_and_mark(m, &k, intent, r);
     if (rc) return rc;
+    if (!intent) {
+        m->base = now;
+        at_max_release(&m->g->marked, k.epoch);
+    }
     at_add_relaxed(&m->g->flushes, 1); /* before `stable`: who sees that finds this flush counted */
     at_max_release(&m->g->stable, k.epoch);
     at_store_release(&m->slot->syncing, 0);
@@ -140,13 +150,13 @@ static bool gather(mm *m)
     return true;
 }
 
-static int lead(mm *m, uint64_t turn, uint64_t target, mm_result *r)
+static int lead(mm *m, const at_word *reached, uint64_t turn, uint64_t target, mm_result *r)
 {
     mm_lock(m, MM_HOLD_FLUSHING);
     bool all = gather(m);
     uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
     int rc = has_failed(m, r);
-    if (!rc && at_load_acquire(&m->g->stable) < target) rc = flush_now(m, r); /* a thread before us may have done it */
+    if (!rc && at_load_acquire(reached) < target) rc = flush_now(m, r); /* a thread before us may have done it */
     at_store_relaxed(&m->g->crowd, all ? crowd + at_load_relaxed(&m->g->waiting) : crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
     at_add_seq_cst(&m->g->flushed, 1);
@@ -161,12 +171,12 @@ static uint64_t patience(mm *m)
     return ns < PATIENCE_LEAST ? PATIENCE_LEAST : ns > PATIENCE_MOST ? PATIENCE_MOST : ns;
 }
 
-/* Until `stable` has reached the target: lead, or wait for who leads.  Each turn of the loop means that a flush has ended, or that a leader
+/* Until `stable`, or `marked`, has reached the target: lead, or wait for who leads.  Each turn of the loop means that a flush has ended, or that a leader
  * was waited for in vain and its turn taken. */
-static int flush_to(mm *m, uint64_t target, mm_result *r)
+static int flush_to(mm *m, const at_word *reached, uint64_t target, mm_result *r)
 {
     for (;;) {
-        if (at_load_acquire(&m->g->stable) >= target) return MM_OK;
+        if (at_load_acquire(reached) >= target) return MM_OK;
         int rc = has_failed(m, r);
         if (rc) return rc;
         uint64_t mine = (pv_add(&m->flush_turn, 1) + 1) << 16 | (m->slot_index + 1), leader = 0;
@@ -180,7 +190,7 @@ static int flush_to(mm *m, uint64_t target, mm_result *r)
             }
             if (past < most || !at_cas_acq_rel(&m->g->leader, &leader, mine)) continue;
         }
-        rc = lead(m, mine, target, r);
+        rc = lead(m, reached, mine, target, r);
         if (rc) return rc;
     }
 }
@@ -211,11 +221,49 @@ static int flush_all(mm *m, void *args, mm_result *r)
     if (rc) return rc;
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
     if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
-    else if (lsn || !clean(m)) rc = flush_to(m, target, r);
+    else if (lsn || !clean(m)) rc = flush_to(m, &m->g->stable, target, r);
     if (!rc && !lsn && mm_somebody_announces(m)) reap_announcing(m);
     if (!rc) *c->advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);
     return rc;
+}
+
+static int flush_marked(mm *m, void *epoch, mm_result *r)
+{
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    mm_want_mark(m, *(uint64_t *)epoch);
+    rc = flush_to(m, &m->g->marked, *(uint64_t *)epoch, r);
+    mm_leave(m, pin);
+    return rc;
+}
+
+/* For who makes bytes usable again, and for who leaves.  `epoch` was there already. */
+int mm_flush_marked(mm *m, uint64_t epoch, mm_result *r)
+{
+    memset(r, 0, sizeof *r);
+    return mm_guarded(m, r, flush_marked, &epoch);
+}
+
+static int epoch_stable(mm *m, void *stable, mm_result *r)
+{
+    (void)r;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    *(uint64_t *)stable = at_load_acquire(&m->g->stable);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+/* What is durable, and only an intent says so, a mark says too on return. */
+int mm_flush_to_marks(mm *m, mm_result *r)
+{
+    uint64_t stable;
+    memset(r, 0, sizeof *r);
+    int rc = mm_guarded(m, r, epoch_stable, &stable);
+    return rc ? rc : mm_flush_marked(m, stable, r);
 }
 
 /* For who has left, and has only the file: something was written since the newest flush. */

@@ -89,7 +89,7 @@ static uint64_t write_group(mm *m, const group *g)
 void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, uint64_t merged, mm_result *r)
 {
     at_word *w = (at_word *)(m->log + last);
-    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
+    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole group (intent.c) */
     at_fence_full();
     r->key.wts = mm_version_wts(mm_version_moved(old->version));
     r->key.lsn = at_load_acquire(&m->g->epoch);

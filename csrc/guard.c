@@ -167,6 +167,7 @@ static int announce_nothing(mm *m, void *args, mm_result *r)
 {
     (void)args, (void)r;
     at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch)); /* if its CAS was done, somebody may have seen it: the next flush must cover it */
+    mm_want_mark(m, UINT64_MAX); /* it is committed who knows when, and no intent would list it */
     at_store_release(&m->slot->announce, 0);
     return MM_OK;
 }

@@ -123,6 +123,9 @@ PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs
 /* Merges a chain of about `bytes` in C. */
 int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r);
 
+/* hot_ids.c */
+PyObject *hot_generate_id(hot_verbs *self, PyObject *unused);
+
 /* hot_view.c */
 int hot_add_views(PyObject *module, hot_state *state);
 PyObject *hot_view(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);

@@ -183,6 +183,9 @@ static PyMethodDef verbs_methods[] = {
      "A page of several fragments is consolidated first; where that cannot be, the view is of a copy (zero_copy is False).\n"
      "The checksum is verified when this process first views the bytes. Raises PageNotFound, PageFreed, CorruptionError,\n"
      "or Unsupported for pages 0 and 1 and for values of another type."},
+    {"generate_id", METHOD(hot_generate_id), METH_NOARGS,
+     "generate_id()\n\nA number that no process was given before, nor will be: rising over all processes, restarts and crashes, with gaps.\n"
+     "Once in idgen_persist_interval numbers it writes how far they may go, and flushes if that of the time before is not durable yet."},
     {"_bind", METHOD(verbs_bind), METH_METHOD | VERB,
      "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity, owner)\n\nAttaches the verbs to the core."},
     {"_unbind", METHOD(verbs_unbind), METH_NOARGS, "Detaches the verbs and drops the object cache."},

@@ -38,6 +38,15 @@ typedef struct mm_victim { /* the segment that this process empties, or visits; 
     bool held, visit, aged, done;
 } mm_victim;
 
+/* How far the leases of all slots were used at one time, by slot (intent.c). */
+#define MM_FILLS_MOST 64u
+typedef struct mm_fills {
+    uint64_t epoch; /* of the flush that looked; 0: nothing that one can go by */
+    uint64_t retirements, segments;
+    uint32_t count;
+    mm_lease_fill leases[MM_FILLS_MOST]; /* address 0: none */
+} mm_fills;
+
 enum mm_purpose { MM_GROWS = 0, MM_FREES = 1, MM_MOVES = 2 }; /* what space is taken for: FREE records; copies that make a segment empty; anything else */
 
 typedef struct mm_candidate { uint64_t pid, head, epoch; } mm_candidate;
@@ -62,12 +71,14 @@ struct mm {
     uint32_t sharers, slot_index, segment_shift, merge_kind, threshold, tidy_depth, max_depth;
     uint32_t mark_ready, mark_block; /* the slot's marks are durable as they stand; the block that the next one goes over */
     uint64_t born;            /* epoch loaded after `log` was opened: syncs that began later tell us when they fail */
+    mm_fills base;            /* as the newest mark of this process knows them; guarded by flushing */
     pv_word flush_turn;       /* how often threads of this process asked to lead a flush */
     uint32_t uuid_seed;       /* crc32c of the uuid: start of all checksums */
     uint32_t since_scan;      /* allocations since the pins were last looked at */
     uint64_t allocations;
     uint64_t oldest_pin;      /* result of that look: every pin was >= this */
     uint64_t segment_size, group_limit;
+    uint64_t id_interval;     /* numbers between two COUNTER records */
     bool due;                 /* the log has grown enough for a snapshot; the next write that returns says so */
     pv_byte *granules;        /* enum mm_granule_bit of each granule of the log's window; NULL in a rebuild */
     uint64_t granule_count, hand; /* hand: of the clock; who has `sweeping` moves it */
@@ -238,6 +249,7 @@ int mm_room_candidate(mm *m, uint64_t but, uint64_t *n, mm_result *r); /* the se
 int mm_log_round(mm *m, uint64_t *size, mm_result *r);
 
 /* rewrite.c */
+int mm_log_rewrite(const mm *m, uint64_t begin, uint64_t stop); /* 0, or errno */
 void mm_dirty_again(mm *m);
 
 /* log.c */
@@ -255,6 +267,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
 int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r);   /* that many bytes at lease.bump */
 uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n);
 uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
+uint64_t mm_record_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill);
 uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word);
 void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */
 void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head, uint64_t wts);    /* its bytes are live no more, nor the runs of records up to wts */
@@ -327,5 +340,19 @@ typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
 int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r);
 int mm_mark_prepare(mm *m);              /* 0, or errno; before the first mark of this owner of the slot */
 int mm_mark_write(mm *m, const mm_mark *k); /* durable on return; 0, or errno */
+int mm_mark_note(mm *m, const mm_mark *k);  /* in the file on return, durable when somebody syncs it; 0, or errno */
+int mm_mark_promote(const mm_config *c, const mm_mark *k, uint32_t block); /* over the other block of the slot of `block`; durable on return; 0, or errno */
+int mm_mark_settle(const mm_config *c, uint32_t block); /* what the file says there is durable on return; 0, or errno */
+/* Every block that is not a hole: body(ctx, number of the block, its mark, true if it hides what it said). */
+typedef int mm_mark_body(void *ctx, uint32_t block, const mm_mark *k, bool hidden);
+int mm_marks_each(const mm_config *c, mm_mark_body *body, void *ctx, mm_result *r);
+
+/* flush.c */
+int mm_flush_marked(mm *m, uint64_t epoch, mm_result *r); /* a mark covers it, and is durable, on return */
+static inline void mm_want_mark(mm *m, uint64_t epoch) { at_max_release(&m->g->mark_wanted, epoch); }
+
+/* intent.c */
+void mm_fills_now(mm *m, uint64_t epoch, mm_fills *f);
+bool mm_intent_put(mm *m, const mm_fills *now);
 
 #endif

@@ -12,7 +12,7 @@
 #include "atomics.h"
 
 #define MM_FORMAT 4u            /* config, log, marks, snapshots: lasting */
-#define MM_LAYOUT_VERSION 3u    /* control, table, ids, rts: rebuilt when they differ */
+#define MM_LAYOUT_VERSION 4u    /* control, table, ids, rts: rebuilt when they differ */
 #define MM_BLOCK 4096u          /* a lease is a run of these */
 
 /* ---- head word: 0 = unallocated, else parity:1 | tag:21 | address/8:42 -------------------------------------- */
@@ -32,7 +32,7 @@ static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
 }
 
 /* ---- record: 40 bytes of header, the payload, the index; 8-byte aligned ------------------------------------------- */
-enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3 };
+enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3, MM_KIND_INTENT = 4 }; /* INTENT: of no page; its payload is mm_lease_fill (intent.c) */
 enum mm_flag { MM_FLAG_INNER = 1, MM_FLAG_INDEX = 2, MM_FLAG_EXTENT = 4, MM_FLAG_TX = 8 };
 #define MM_FLAGS_KNOWN (MM_FLAG_INNER | MM_FLAG_INDEX | MM_FLAG_EXTENT)
 
@@ -97,6 +97,8 @@ static inline uint64_t mm_span_of(uint64_t body) { return (MM_RECORD_HEADER + bo
 static inline uint64_t mm_shape_span(uint64_t shape) { return mm_span_of(mm_shape_body(shape)); }
 
 #define MM_INDEX_MAX 32u /* bytes of an index, at most */
+
+#define MM_INTENT_HEADER 8u /* bytes of an INTENT's payload before the leases that it lists: the newest durable epoch known */
 
 /* ---- segment and lease headers in the log --------------------------------------------------------------------- */
 #define MM_SEGMENT_MAGIC UINT64_C(0x67657343504D4D00) /* "\0MMPCseg" */
@@ -203,7 +205,8 @@ static inline uint64_t mm_extent_span(uint64_t length) { return mm_extent_table(
 #define MM_MARK_SECTORS (MM_BLOCK / MM_SECTOR)
 #define MM_SECTOR_LEASES 29u
 #define MM_MARK_LEASES (MM_MARK_SECTORS * MM_SECTOR_LEASES)
-typedef struct mm_lease_fill { uint64_t address; uint32_t fill, generation; } mm_lease_fill;
+typedef struct mm_lease_fill { uint64_t address; uint32_t fill, generation; } mm_lease_fill; /* in marks and intents */
+_Static_assert(sizeof(mm_lease_fill) == 16, "entries of marks and intents are stored");
 /* A mark fills all sectors of a block, each checksummed alone.  It is written after the log was synced, so one whole sector is enough:
  * torn by a crash or damaged in part, a mark still says its epoch.  A block without a whole and without a zero sector was damaged. */
 typedef struct mm_mark_sector {
@@ -283,8 +286,8 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(id_cursor);    /* hint: where the search in `ids` goes on */
     MM_LINE(sweep);        /* next id that the sweep looks at; SWEEP_DONE = nothing to do */
     MM_LINE(slots_used);   /* slots ever claimed: CAS-max */
-    MM_LINE(clock);        /* transaction timestamps; fetch_add */
-    MM_LINE(next_id);      /* generate_id */
+    MM_LINE(id_limit);     /* numbers below are handed out; CAS-max, never above a ceiling that is durable (ids.c) */
+    MM_LINE(next_id);      /* generate_id, Tx: fetch_add */
     MM_LINE(reaped);       /* dead slots reaped so far */
     MM_LINE(helped);       /* commit words stored for others */
     MM_LINE(dirty);        /* newest LSN returned: CAS-max, so mostly only read */
@@ -304,8 +307,13 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(snapshot_epoch); /* epoch when the copy of the newest one began: what has an LSN below is in it */
     MM_LINE(cleaned);      /* segments emptied in this life */
     MM_LINE(moved);        /* bytes copied for that */
+    MM_LINE(marked);       /* newest mark that was synced itself: CAS-max; stable may be newer (intent.c) */
+    MM_LINE(mark_wanted);  /* epoch that only a mark will do for: CAS-max; all ones: for good */
+    MM_LINE(life);         /* epoch that this life began with: segments that were opened before are of an earlier one */
+    MM_LINE(id_ceiling);   /* of the newest COUNTER record that is committed, as far as somebody told: CAS-max, after id_lsn */
+    MM_LINE(id_lsn);       /* stable >= this: it is durable.  CAS-max */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 35 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 40 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u

@@ -68,15 +68,16 @@ static void announce_lease(mm *m, uint64_t address, uint64_t generation, uint64_
     at_store_release(&m->slot->last_lease, l->start ? l->start : l->previous);
     at_store_release(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
     at_store_relaxed(&m->slot->lease_fill, 0); /* before the address: nobody pairs the old fill with the new lease */
-    at_store_relaxed(&m->slot->lease_shape, generation << 32 | blocks);
+    at_store_release(&m->slot->lease_shape, generation << 32 | blocks); /* release: who sees it with the old address sees the fill of 0 */
     at_store_seq_cst(&m->slot->lease, address);
+    at_fence_full(); /* then the colour of the first record: who stepped the epoch after that was loaded sees the lease (intent.c) */
 }
 
 /* No new lease came of it: the last one stands in the slot again. */
 static void announce_again(mm *m)
 {
     const mm_lease *l = &m->lease;
-    at_store_relaxed(&m->slot->lease_shape, last_generation(l) << 32);
+    at_store_relaxed(&m->slot->lease_shape, last_generation(l) << 32 | (l->start ? (l->end - l->start + MM_BLOCK - 1) / MM_BLOCK : 0));
     at_store_seq_cst(&m->slot->lease, l->start ? l->start : l->previous);
     at_store_release(&m->slot->lease_fill, l->start ? l->bump - l->start : l->filled);
 }

@@ -38,6 +38,20 @@ uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, 
     return *word >> 32 && *word != mm_committed((uint32_t)*word) ? 0 : span;
 }
 
+/* What the owner of a lease has written above its fill: the last record of the publish that it is in, if that is whole, else 0.  Nobody but its owner, who may
+ * just be writing it, knows whether it is published; a commit word says so. */
+uint64_t mm_record_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill)
+{
+    mm_result ignored;
+    const mm_segment *s = mm_segment_of(m, lease, &ignored);
+    uint64_t end = lease + (shape & 0xFFFFFFFF) * MM_BLOCK, w = s ? at_load_acquire(&s->word) : 0, state = mm_segword_state(w), word, span;
+    if (mm_segword_generation(w) != shape >> 32 || (state != MM_SEG_OPEN && state != MM_SEG_SEALED && state != MM_SEG_CLAIMED)) return 0;
+    if ((end - 1) >> m->segment_shift != lease >> m->segment_shift || !mm_log_reaches(m, end)) return 0;
+    for (uint64_t at = lease + fill; (span = mm_record_whole(m, at, end, mm_segment_seed(m, s), &word)) != 0; at += span)
+        if (!(mm_shape_flags(((const mm_record *)(m->log + at))->shape) & MM_FLAG_INNER)) return at;
+    return 0;
+}
+
 static bool sane(const mm *m, const mm_view *v, uint64_t pid)
 {
     const mm_record *rec = v->record;
@@ -91,8 +105,9 @@ int mm_verify(mm *m, const mm_view *v, mm_result *r)
 static void help(mm *m, const mm_view *v, at_word *w, uint64_t word)
 {
     if (m->slot) at_add_seq_cst(&m->slot->helping, 1); /* a rebuild has none, and nobody beside it */
+    if (at_load_relaxed(&m->segments[v->address >> m->segment_shift].opened) < at_load_relaxed(&m->g->life)) mm_want_mark(m, UINT64_MAX); /* in no slot's lease */
     at_max_release(&m->segments[v->address >> m->segment_shift].written, MM_WRITTEN_ALWAYS);
-    at_store_relaxed(w, mm_committed((uint32_t)word));
+    at_store_release(w, mm_committed((uint32_t)word)); /* release: who sees it, sees a whole record (intent.c) */
     at_fence_full();
     at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
     at_add_relaxed(&m->g->helped, 1);

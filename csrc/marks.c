@@ -57,17 +57,17 @@ static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32
 
 /* ---- writing ----------------------------------------------------------------------------------------------------------- */
 
-static void encode(const mm *m, const mm_mark *k, mark_block *b)
+static void encode(const mm_config *c, const mm_mark *k, uint32_t slot, uint32_t block, mark_block *b)
 {
     memset(b, 0, sizeof *b);
     for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
         mm_mark_sector *s = &b->sectors[i];
         uint32_t from = i * MM_SECTOR_LEASES, n = k->count > from ? k->count - from : 0;
         *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .count = n < MM_SECTOR_LEASES ? n : MM_SECTOR_LEASES, .epoch = k->epoch,
-                               .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS + i, .segments = (uint32_t)k->segments,
+                               .slot = slot, .place = block * MM_MARK_SECTORS + i, .segments = (uint32_t)k->segments,
                                .retirements = k->retirements, .discarded = k->discarded };
         memcpy(s->leases, k->leases + from, s->count * sizeof *s->leases);
-        s->crc = sector_crc(s, m->config.uuid);
+        s->crc = sector_crc(s, c->uuid);
     }
 }
 
@@ -97,12 +97,37 @@ int mm_mark_prepare(mm *m)
 
 int mm_mark_write(mm *m, const mm_mark *k)
 {
-    mark_block b;
-    encode(m, k, &b);
-    int e = mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block));
+    int e = mm_mark_note(m, k);
     if (!e) e = mm_os_sync(m->config.marks);
     if (!e) m->mark_block ^= 1;
     return e;
+}
+
+/* Always over the same block, until one is synced: that one is never written over, and an intent is found through it (intent.c).  What it says is durable
+ * already, so any sector of it may be on the disk. */
+int mm_mark_note(mm *m, const mm_mark *k)
+{
+    mark_block b;
+    encode(&m->config, k, m->slot_index, m->mark_block, &b);
+    return mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block));
+}
+
+/* The same bytes again, and a sync: an earlier one may not have written them, and nobody says so any more. */
+int mm_mark_settle(const mm_config *c, uint32_t block)
+{
+    mark_block b;
+    int e = mm_os_read_at(c->marks, &b, sizeof b, (uint64_t)block * MM_BLOCK);
+    if (!e) e = mm_os_write_at(c->marks, &b, sizeof b, (uint64_t)block * MM_BLOCK);
+    return e < 0 ? EIO : e ? e : mm_os_sync(c->marks);
+}
+
+/* For who recovers.  The newest mark stays as it is until this one is durable. */
+int mm_mark_promote(const mm_config *c, const mm_mark *k, uint32_t block)
+{
+    mark_block b;
+    encode(c, k, block / 2, block % 2 ^ 1, &b);
+    int e = mm_os_write_at(c->marks, &b, sizeof b, block_offset(block / 2, block % 2 ^ 1));
+    return e ? e : mm_os_sync(c->marks);
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------- */
@@ -114,33 +139,45 @@ static bool some_sector_zero(const mark_block *b)
     return false;
 }
 
-static int look(const mm_config *c, uint32_t slot, uint32_t block, mm_mark *newest, uint64_t *hidden)
+/* MM_CORRUPT: the file was cut.  Other results are the body's. */
+int mm_marks_each(const mm_config *c, mm_mark_body *body, void *ctx, mm_result *r)
 {
-    mark_block b;
-    mm_mark k;
-    int e = mm_os_read_at(c->marks, &b, sizeof b, block_offset(slot, block));
-    if (e) return e;
-    judge(c, &b, slot, block, &k);
-    if (k.epoch > newest->epoch) *newest = k;
-    if (k.epoch == 0 && !some_sector_zero(&b) && *hidden == UINT64_MAX) *hidden = block_offset(slot, block);
-    return 0;
-}
-
-/* The newest mark (epoch 0: none was ever made).  MM_CORRUPT: the file was cut, or a block hides what it said. */
-int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
-{
-    uint64_t hidden = UINT64_MAX, size = mm_os_size(c->marks);
-    memset(newest, 0, sizeof *newest);
+    uint64_t size = mm_os_size(c->marks);
     if (size != MM_MARKS_SIZE) return mm_corrupt(r, MM_FILE_MARKS, size < MM_MARKS_SIZE ? size : MM_MARKS_SIZE);
     for (uint64_t at = 0; at < size;) {
         uint64_t data = mm_os_data(c->marks, at); /* holes are most of it */
         if (data >= size) break;
         at = data / MM_BLOCK * MM_BLOCK;
-        int e = look(c, (uint32_t)(at / MM_BLOCK / 2), (uint32_t)(at / MM_BLOCK % 2), newest, &hidden);
+        uint32_t block = (uint32_t)(at / MM_BLOCK);
+        mark_block b;
+        mm_mark k;
+        int e = mm_os_read_at(c->marks, &b, sizeof b, at);
         if (e) return e < 0 ? mm_corrupt(r, MM_FILE_MARKS, at) : mm_os_failed(r, e);
+        judge(c, &b, block / 2, block % 2, &k);
+        int rc = body(ctx, block, &k, k.epoch == 0 && !some_sector_zero(&b));
+        if (rc) return rc;
         at += MM_BLOCK;
     }
-    return hidden != UINT64_MAX ? mm_corrupt(r, MM_FILE_MARKS, hidden) : MM_OK;
+    return MM_OK;
+}
+
+typedef struct newest_mark { mm_mark *newest; uint64_t hidden; } newest_mark;
+
+static int keep_newest(void *ctx, uint32_t block, const mm_mark *k, bool hidden)
+{
+    newest_mark *n = ctx;
+    if (k->epoch > n->newest->epoch) *n->newest = *k;
+    if (hidden && n->hidden == UINT64_MAX) n->hidden = (uint64_t)block * MM_BLOCK;
+    return MM_OK;
+}
+
+/* The newest mark (epoch 0: none was ever made).  MM_CORRUPT: the file was cut, or a block hides what it said. */
+int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
+{
+    newest_mark n = { newest, UINT64_MAX };
+    memset(newest, 0, sizeof *newest);
+    int rc = mm_marks_each(c, keep_newest, &n, r);
+    return rc ? rc : n.hidden != UINT64_MAX ? mm_corrupt(r, MM_FILE_MARKS, n.hidden) : MM_OK;
 }
 
 /* ---- mending ------------------------------------------------------------------------------------------------------------- */

@@ -67,12 +67,17 @@ typedef struct mm_result {
 
 /* ---- attaching ------------------------------------------------------------------------------------------------- */
 
+#define MM_ID_INTERVAL UINT64_C(1000000) /* unless chosen */
+#define MM_MAX_ID (UINT64_C(1) << 62)
+#define MM_ID_NONE UINT64_MAX
+
 typedef struct mm_config {
     int32_t control, table, log, ids, rts, marks, lock; /* descriptors; mm_attach takes them over, also when it fails */
     uint32_t merge_kind;   /* enum mm_merge_kind of the store's materializer */
     uint32_t threshold;    /* page_consolidation_threshold */
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
+    uint64_t id_interval;  /* idgen_persist_interval; 0: MM_ID_INTERVAL */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
     uint8_t uuid[16];
     uint8_t boot_id[64];
@@ -116,6 +121,8 @@ int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_resu
 int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
 int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
 int mm_free(mm *m, const mm_key *key, mm_result *r);
+/* As mm_replace, of pages 0 and 1 alone, which only the store itself writes.  `frees`: from the reserve, if need be. */
+int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r);
 
 /* Reads what is newer than known_wts (0: everything), oldest first, as one msgpack array, or as one merged value when
  * `merge` is set, the store's materializer is native and everything is read.  MM_SPACE: call again with more room. */
@@ -130,7 +137,14 @@ int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r);
 /* A pin for a Tx.  mm_pin gives the index to hand to mm_unpin; releasing twice is harmless to others. */
 int mm_pin(mm *m, uint32_t *index, uint64_t *epoch);
 void mm_unpin(mm *m, uint32_t index);
-int mm_timestamp(mm *m, uint64_t *ts);
+
+/* The next number of generate_id: rising over all processes and lives, never twice.  *id: MM_ID_NONE, or one that mm_id_quick has drawn.  `frees`: what it
+ * writes now and then may take the reserve of a full disk.  May flush.  MM_CORRUPT: page 1 is damaged; MM_LIMIT. */
+int mm_generate_id(mm *m, uint64_t *id, int frees, mm_result *r);
+/* The same without a pin, for who keeps the mapping: MM_OK, or MM_BUSY: *id was drawn, and mm_generate_id must see to it. */
+int mm_id_quick(mm *m, uint64_t *id);
+/* A life begins: the numbers go on above what page 1 says.  While nobody else is attached. */
+int mm_ids_begin(mm *m, mm_result *r);
 
 int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r);
 int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r);
@@ -161,6 +175,7 @@ int mm_views_adopt(mm *m, mm *old);
 /* ---- durability ---------------------------------------------------------------------------------------------------- */
 
 int mm_flush(mm *m, uint64_t lsn, uint64_t *advanced, mm_result *r); /* lsn 0: everything so far; MM_LIMIT: an LSN never given */
+int mm_flush_to_marks(mm *m, mm_result *r); /* what is durable, a mark says on return; an intent alone may have said it before */
 int mm_control_dirty(int control); /* 1: something was written since the newest flush; for who has left */
 int mm_flush_due(mm *m, uint64_t period, uint64_t *wait, mm_result *r); /* the periodic flush, if it is due and ours; ns */
 int mm_clock(mm *m, uint64_t *epoch, uint64_t *stable);
@@ -177,6 +192,11 @@ typedef struct mm_snapshot_info {
 } mm_snapshot_info;
 /* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
+/* After a loss of power: the newest durable epoch, as marks and intents say (pairs: those of `config`, lo and hi); a mark that says it too, durable
+ * on return.  Where none was lost: the newest mark is durable on return. */
+int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, uint64_t *epoch, mm_result *r);
+int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, mm_result *r);
+int mm_marks_settle(const mm_config *c, mm_result *r);
 /* Sectors of marks that a loss of power has torn are written again; for a recovery, while nobody is attached. */
 int mm_marks_mend(const mm_config *c, mm_result *r);
 /* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and

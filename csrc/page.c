@@ -21,6 +21,7 @@ typedef struct change {
     uint64_t length;
     uint8_t tag, flags;
     mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
+    bool frees;          /* its space may come from the reserve: a FREE record, and what keeps reading possible */
 } change;
 
 typedef struct plan { /* what the record will say, given the head that was found */
@@ -123,7 +124,7 @@ static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_resu
 {
     uint64_t address = m->lease.bump, span = mm_span_of(c->length + p->index.n);
     at_word *w = (at_word *)(m->log + address);
-    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));
+    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole record (intent.c) */
     at_fence_full(); /* commit word, then the epoch: stable >= LSN covers the record (model: LSN_COLOUR) */
     r->key = (mm_key){ c->pid, head, mm_version_wts(p->version), at_load_acquire(&m->g->epoch) };
     if (at_load_relaxed(&m->g->dirty) < r->key.lsn) at_max_release(&m->g->dirty, r->key.lsn);
@@ -164,7 +165,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
     if (c->run) mm_run_name(m, c->run, c->pid);
-    rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->verb == VERB_FREE ? MM_FREES : MM_GROWS, r);
+    rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->frees ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
     uint32_t crc = mm_checksum_payload(m->lease.seed, m->lease.bump, c->payload, c->length);
@@ -214,7 +215,7 @@ static int publish(mm *m, void *args, mm_result *r)
     mm_announce(m);
     rc = mm_blame(m, try_publish(m, c, r), r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
-    if (!rc) tell_due(m, r);
+    if (!rc && c->pid != 1) tell_due(m, r); /* who draws a number does nothing else */
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
     mm_publish_end(m);
     return rc;
@@ -297,8 +298,14 @@ int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, m
 
 int mm_free(mm *m, const mm_key *key, mm_result *r)
 {
-    change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts };
+    change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts, .frees = true };
     return key->pid < 2 ? MM_RESERVED : perform(m, publish, &c, r);
+}
+
+int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r)
+{
+    change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length, .frees = frees != 0 };
+    return key->pid > 1 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)

@@ -1,8 +1,8 @@
 /* reuse.c - segments that nobody needs any more: retired by a cleaner, used again, or given back to the file system.
  *
  * RETIRED at e: the chains of all pages had left it when e was loaded, and the heads that were looked at were committed (C9).  It becomes FREE when
- * every pin and announcement is newer than e, no view holds it, and stable >= e: then what replaced its records is durable, and nobody can reach
- * them (models: reuse.pml, views.pml).  Before that its header says that it was retired, durably, so that a recovery, or whoever verifies the
+ * every pin and announcement is newer than e, no view holds it, and a mark covers e: then what replaced its records is durable, nobody can reach
+ * them (models: reuse.pml, views.pml), and no intent that lists them is needed any more (intent.c).  Before that its header says that it was retired, durably, so that a recovery, or whoever verifies the
  * log, does not ask for what is overwritten.
  *
  * Died here: RETIRED and FREE are states like others, anybody goes on; PUNCHING becomes HOLE when its owner is reaped.
@@ -25,7 +25,9 @@ int mm_segment_retire(mm *m, uint64_t n, mm_result *r)
     t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
     at_copy(m->log + base + mm_retired_offset(t.generation), &t, sizeof t);
     at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
-    at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
+    uint64_t since = at_load_acquire(&m->g->epoch);
+    at_store_relaxed(&s->since, since);
+    mm_want_mark(m, since); /* an intent would not do: the number of retirements tells who was about to write one */
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, 0); /* lost: it was taken from us, as from a dead one */
     return MM_OK;
 }
@@ -38,16 +40,18 @@ bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner)
     uint8_t *said = m->log + (n << m->segment_shift) + mm_retired_offset(mm_segword_generation(*w));
     if (mm_segword_state(*w) != MM_SEG_CLAIMED || at_load_acquire(&m->segments[n].word) != *w) return false; /* it is not claimed any more */
     if (mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
+    at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
+    mm_want_mark(m, at_load_acquire(&m->g->epoch)); /* an intent does not list it; also what another one cleared, and died */
     return mm_segment_step(m, n, w, MM_SEG_SEALED, owner); /* release: it is forgotten before anybody writes */
 }
 
 /* The caller holds the mutex.  Pins first, views second: a view is noted before its pin goes (C13). */
 void mm_reclaim(mm *m)
 {
-    uint64_t stable = at_load_acquire(&m->g->stable), oldest = 0;
+    uint64_t marked = at_load_acquire(&m->g->marked), oldest = 0;
     for (uint64_t n = 0; n < pv_load_relaxed(&m->segments_safe); n++) {
         uint64_t w = at_load_acquire(&m->segments[n].word), since = at_load_relaxed(&m->segments[n].since);
-        if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;
+        if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;
         if (!oldest) oldest = mm_oldest_holder(m);
         if (since >= oldest || mm_viewed(m, n, mm_segword_generation(w))) continue;
         if (mm_segword_rest(w) & MM_REST_RUN) mm_run_release(m, n, w);

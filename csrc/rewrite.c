@@ -94,6 +94,18 @@ static int rewrite(const mm *m, uint64_t begin, uint64_t stop, uint8_t *chunk)
     return 0;
 }
 
+/* What the page cache holds of [begin, stop), as the disk is to hold it at the next sync, whatever became of earlier ones.  Nobody is attached. */
+int mm_log_rewrite(const mm *m, uint64_t begin, uint64_t stop)
+{
+    void *chunk;
+    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK;
+    int e = posix_memalign(&chunk, MM_BLOCK, CHUNK);
+    if (e) return e;
+    e = rewrite(m, begin, stop < size ? stop : size, chunk);
+    free(chunk);
+    return e;
+}
+
 static bool suspected(mm *m)
 {
     bool yes = at_load_relaxed(&m->g->failed) || at_load_relaxed(&m->g->suspect);
@@ -194,7 +206,7 @@ static uint64_t end_of_use(mm *m, uint64_t n, uint64_t stable)
 {
     mm_mark mark;
     mm_result ignored;
-    if (mm_mark_newest(&m->config, &mark, &ignored) || mark.epoch != stable) return n;
+    if (mm_mark_newest(&m->config, &mark, &ignored) || mark.epoch != stable || at_load_relaxed(&m->g->marked) != stable) return n;
     for (; n > mark.segments; n--) {
         uint64_t state = mm_segword_state(at_load_relaxed(&m->segments[n - 1].word));
         if (state != MM_SEG_FREE && state != MM_SEG_HOLE) break;

@@ -24,11 +24,13 @@ static uint64_t segments_of(const mm *m, uint64_t room)
     return (mm_extent_span(room) + sizeof(mm_segment_stamp) + m->segment_size - 1) >> m->segment_shift;
 }
 
-/* Segments of the run that begins at n, or 0. */
+/* Segments of the run that begins at n, or 0.  All of them were published before it was taken, which may be news here. */
 static uint64_t count_of(mm *m, uint64_t n, uint64_t generation)
 {
+    mm_result ignored;
     uint64_t fill = at_load_acquire(&m->segments[n].fill), count = fill & 0xFFFFFFFF;
-    return fill >> 32 == generation && count <= pv_load_relaxed(&m->segments_safe) - n ? count : 0;
+    bool there = fill >> 32 == generation && count && count <= MM_MAX_SEGMENTS - n && mm_segment_of(m, (n + count - 1) << m->segment_shift, &ignored);
+    return there ? count : 0;
 }
 
 /* ---- the header ------------------------------------------------------------------------------------------------------------------ */
@@ -232,7 +234,8 @@ void mm_run_name(mm *m, mm_run *run, uint64_t page)
     if (run->page != page) {
         at_store_relaxed(&m->segments[run->number].live, page);
         write_header(m, run->number, run->generation, page, run->segments, run->extent.salt, sizeof(mm_run_header));
-        at_fence_full();
+        at_fence_full(); /* as in fill (extent.c) */
+        mm_want_mark(m, at_load_acquire(&m->g->epoch));
     }
     run->page = page;
 }
@@ -278,7 +281,9 @@ void mm_run_retire(mm *m, uint64_t n, uint64_t generation, uint64_t page)
     if (!mm_run_look(m, n, &h) || h.generation != generation) write_header(m, n, generation, page, count, at_load_relaxed(&s->salt), sizeof h); /* its author died before it could */
     at_add_seq_cst(mm_retirements(m), 1);
     at_fence_full(); /* the last look at a head, and the commit words stored for others, before the epoch (C9) */
-    at_store_relaxed(&s->since, at_load_acquire(&m->g->epoch));
+    uint64_t since = at_load_acquire(&m->g->epoch);
+    at_store_relaxed(&s->since, since);
+    mm_want_mark(m, since); /* an intent does not know the number of retirements */
     mm_segment_step(m, n, &w, MM_SEG_RETIRED, MM_REST_RUN);
 }
 
@@ -363,12 +368,12 @@ void mm_runs_sweep(mm *m)
 
 uint64_t mm_runs_pending(mm *m, uint64_t *since)
 {
-    uint64_t sum = 0, stable = at_load_acquire(&m->g->stable);
+    uint64_t sum = 0, marked = at_load_acquire(&m->g->marked);
     *since = 0;
     for (uint64_t n = 0; n < pv_load_relaxed(&m->segments_safe); n++) {
         const mm_segment *s = &m->segments[n];
         uint64_t w = at_load_acquire(&s->word), when = at_load_relaxed(&s->since);
-        if (mm_segword_state(w) != MM_SEG_RETIRED || !(mm_segword_rest(w) & MM_REST_RUN) || when <= stable) continue;
+        if (mm_segword_state(w) != MM_SEG_RETIRED || !(mm_segword_rest(w) & MM_REST_RUN) || when <= marked) continue;
         sum += at_load_relaxed(&s->looked);
         if (when > *since) *since = when;
     }

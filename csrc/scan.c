@@ -88,8 +88,12 @@ static int take(scan *s, uint64_t address, const mm_record *rec, uint64_t word)
 {
     uint64_t pid = mm_record_pid(rec), colour = mm_record_colour(rec);
     uint32_t inner = s->inner_pid == pid ? s->inner : 0;
-    s->report->records++;
     if (colour > s->report->max_colour) s->report->max_colour = colour;
+    if (mm_shape_kind(rec->shape) == MM_KIND_INTENT) { /* a mark says what it said, or it was for nothing (promote.c) */
+        s->inner = 0;
+        return MM_OK;
+    }
+    s->report->records++;
     if (mm_shape_flags(rec->shape) & MM_FLAG_INNER) {
         s->inner = inner + 1;
         s->inner_pid = pid;

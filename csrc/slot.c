@@ -34,6 +34,39 @@ static void close_lease(mm *m, mm_slot *s)
     mm_lease_close(m, at_load_relaxed(&s->lease), at_load_relaxed(&s->lease_shape) >> 32, fill);
 }
 
+/* A publish that the dead left between CAS and commit word is committed before the lease can leave the slot: later nobody would list it for an intent.  Its
+ * announcement, which still stands, keeps the segment.  Where that cannot be decided only marks are made from now on. */
+static void commit_late(mm *m, mm_slot *s)
+{
+    uint64_t lease = at_load_relaxed(&s->lease), shape = at_load_relaxed(&s->lease_shape), fill = at_load_relaxed(&s->lease_fill);
+    uint64_t at = lease && fill ? mm_record_late(m, lease, shape, fill) : 0;
+    if (!at) return; /* not even whole: not published */
+    const mm_record *rec = (const mm_record *)(m->log + at);
+    uint64_t pid = mm_record_pid(rec), span = mm_shape_span(rec->shape), word = at_load_acquire(&rec->crc_commit);
+    mm_result ignored;
+    at_word *head;
+    mm_view v;
+    bool helped;
+    int rc = word >> 32 ? MM_OK : mm_head(m, pid, &head, &ignored);
+    uint64_t h = !rc && !(word >> 32) ? at_load_acquire(head) : 0;
+    if (h && mm_head_address(h) == at) rc = mm_look_head(m, pid, h, &v, &helped, &ignored); /* one that is no head any more was helped by who came after it */
+    if (rc && rc != MM_NOPAGE) mm_want_mark(m, UINT64_MAX);
+    if (!rc && at_load_acquire(&rec->crc_commit) >> 32) at_store_release(&s->lease_fill, at + span - lease);
+}
+
+/* A lease that was announced and never begun is nobody's: the one before stands in the slot again, as if there had been no room (lease.c). */
+static void forget_begun(mm *m, mm_slot *s)
+{
+    mm_result ignored;
+    uint64_t lease = at_load_relaxed(&s->lease), fill = at_load_relaxed(&s->last_fill);
+    if (!lease || at_load_relaxed(&s->lease_fill) || !fill) return;
+    mm_segment *taken = mm_segment_of(m, lease, &ignored);
+    if (taken) at_max_release(&taken->written, at_load_acquire(&m->g->epoch)); /* its header may be there */
+    at_store_relaxed(&s->lease_shape, at_load_relaxed(&s->last_shape));
+    at_store_seq_cst(&s->lease, at_load_relaxed(&s->last_lease));
+    at_store_release(&s->lease_fill, fill);
+}
+
 /* The caller holds the slot's byte.  Order: segments and the lease, views, pins, state last (model: UNPIN_FIRST). */
 static void reap(mm *m, uint32_t i)
 {
@@ -41,6 +74,7 @@ static void reap(mm *m, uint32_t i)
     bool publishing = at_load_relaxed(&s->announce) != 0;
     hold_on(m, s);
     mm_segment_abandon(m, i, true);
+    if (publishing) commit_late(m, s);
     close_lease(m, s);
     for (uint32_t k = 0; k < MM_VIEWS; k++) at_store_relaxed(&s->views[k], 0);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_relaxed(&s->pins[k], 0);
@@ -50,6 +84,7 @@ static void reap(mm *m, uint32_t i)
     if (at_load_relaxed(&s->syncing)) at_max_release(&m->g->suspect, at_add_seq_cst(&m->g->epoch, 1) + 1);
     at_store_release(&s->syncing, 0); /* after `suspect`, as `announce` and `helping` after `dirty` */
     at_store_release(&s->helping, 0);
+    forget_begun(m, s);
     at_store_release(&s->announce, 0); /* its last lease stays announced: the next owner's first lease names it */
     at_store_relaxed(&m->g->sweep, 0); /* its private page-id candidates are hints that were lost */
     at_add_relaxed(&m->g->reaped, 1);

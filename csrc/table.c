@@ -276,17 +276,6 @@ static int get_rts(mm *m, void *args, mm_result *r)
     return rc;
 }
 
-static int timestamp(mm *m, void *ts, mm_result *r)
-{
-    (void)r;
-    uint32_t pin;
-    int rc = mm_enter(m, &pin, NULL);
-    if (rc) return rc;
-    *(uint64_t *)ts = at_add_relaxed(&m->g->clock, 1);
-    mm_leave(m, pin);
-    return rc;
-}
-
 int mm_bump_rts(mm *m, uint64_t pid, uint64_t ts, mm_result *r) { return mm_guarded(m, r, bump_rts, &(rts_call){ pid, ts }); }
 
 int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r)
@@ -296,5 +285,3 @@ int mm_get_rts(mm *m, uint64_t pid, uint64_t *ts, mm_result *r)
     if (!rc) *ts = c.ts;
     return rc;
 }
-
-int mm_timestamp(mm *m, uint64_t *ts) { return mm_guarded(m, NULL, timestamp, ts); }

@@ -168,7 +168,7 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         config = parse_config(data)
         if not isinstance(config, Config):
             raise errors.CorruptionError(f"'config': {config}", file="config", offset=0)
-        _write(os.path.join(dest, "config.new"), data)
+        _write(os.path.join(dest, "config.new"), data)  # whoever finds it knows what was begun here
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
         with _files.Descriptors() as files:
@@ -179,6 +179,8 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             copy = _Copy(files, config, marks, progress)
             copy.run()
             os.fsync(files.get("copy"))
+        _must(lib.mm_clock(mm, epoch, ffi.new("uint64_t *")), r)  # nothing in the copy has a colour above
+        _write(os.path.join(dest, "config.new"), _without(data, marks.durable, int(epoch[0])))
         report.epoch, report.bytes = marks.durable, copy.done
     finally:
         lib.mm_unpin(mm, pin[0])
@@ -189,6 +191,16 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             _files.sync_directory(dest)  # the others are there when it is
         os.rename(os.path.join(dest, name + ".new"), os.path.join(dest, name))
     _files.sync_directory(dest)
+
+
+def _without(data: bytes, durable: int, newest: int) -> bytes:
+    """`config` for the copy: what is newer than its mark is discarded, so that nothing in the log brings it back: what
+    a flush of the copied life intended may be there without all that it was for.
+    """
+    config = _files.decode_config(data)
+    pairs = (*config.discards, (durable, newest))
+    names = (config.materializer, config.codec)
+    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs).encode()
 
 
 def _must(rc: int, r: Any) -> None:

@@ -102,11 +102,12 @@ def mended_config(data: bytes) -> Config | None:
 class Marks:
     """The newest mark: its epoch D (0: none), and the leases that it lists, with their fills."""
 
-    __slots__ = ("discarded", "durable", "hidden", "leases", "retirements", "sectors", "segments", "whole")
+    __slots__ = ("discarded", "durable", "hidden", "leases", "named", "retirements", "sectors", "segments", "whole")
 
     def __init__(self) -> None:
         self.durable = 0
         self.leases: list[tuple[int, int, int]] = []  # address, fill, generation of its segment
+        self.named: set[tuple[int, int]] = set()  # address and generation of the leases that any mark lists
         self.retirements = 0  # of segments, ever
         self.segments = self.discarded = 0  # of the log in use; newest colour that config must call discarded
         self.hidden = False  # a block may have said something newer
@@ -164,6 +165,7 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
         epoch, (segments, retirements, discarded), leases = found
         epochs.append(epoch)
         marks.whole += 1
+        marks.named.update((address, generation) for address, _fill, generation in leases)
         if epoch > marks.durable:
             marks.durable, marks.segments, marks.discarded, marks.leases = epoch, segments, discarded, []
             marks.retirements, marks.sectors = retirements, 0

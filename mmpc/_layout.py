@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FORMAT = 4
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 BLOCK = 4096
 SECTOR = 512
 SLOTS = 1024
@@ -93,6 +93,7 @@ GLOBALS = {
     "segments": 384,
     "max_pid": 576,
     "slots_used": 832,
+    "id_limit": 896,
     "dirty": 1152,
 }
 
@@ -109,7 +110,7 @@ ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
 PLACE_BITS = 16
 MAX_WTS = (1 << 48) - 2
 MAX_COLOUR = (1 << 46) - 1
-BASE, DELTA, FREE = 1, 2, 3
+BASE, DELTA, FREE, INTENT = 1, 2, 3, 4
 INNER = 1 << 44  # in `shape`
 INDEX = 2 << 44
 INDEX_MAX = 32
@@ -158,11 +159,11 @@ def colour_of(page_colour: int, prev_colour: int) -> int:
 def sane(shape: int, version: int, prev: int) -> str | None:
     """What is wrong with the fields of a record whose checksum holds; None: they can be."""
     kind, depth, wts = shape >> 40 & 15, shape >> 32 & 255, version >> PLACE_BITS
-    if kind not in (BASE, DELTA, FREE):
+    if kind not in (BASE, DELTA, FREE, INTENT):
         return f"kind {kind} is unknown"
     if shape & FLAGS_UNKNOWN:
         return f"flags {shape >> 44 & 15:#x} are unknown"
-    if not 0 < wts <= MAX_WTS:
+    if not 0 < wts <= MAX_WTS and kind != INTENT:  # it has the epoch of a mark there
         return f"version {wts} cannot be"
     if shape & INDEX and (kind != DELTA or shape & INNER or not 0 < shape >> 56 <= INDEX_MAX):
         return f"an index of {shape >> 56} bytes cannot be in a record of kind {kind}"

@@ -23,6 +23,7 @@ from ._layout import (
     FREE,
     INDEX,
     INNER,
+    INTENT,
     LEASE_HEADER,
     LEASE_MAGIC,
     LEASE_SUMMED,
@@ -214,7 +215,7 @@ class Log:
         self.newest: dict[int, int] = {}
         self.newest_durable: dict[int, int] = {}
         self.committed = self.bytes = self.discarded = self.max_colour = 0
-        self.later: dict[int, int] = {}  # what knows of a durable epoch in segments that may have been used again
+        self.later: dict[int, int] = {}  # what else knows of a durable epoch: intents, segments that may be used again
         self.allocated = False  # there is a page that a finished store made, durable or not
         self.broken: set[int] = set()
         self.missed: set[int] = set()  # segments without a header of which something was asked for
@@ -337,6 +338,11 @@ class Log:
             if sum_ != word & MASK32 or (commit and commit != (sum_ ^ COMMIT_XOR or MASK32)):
                 break
             page = page_colour & PAGE_MASK
+            if shape >> 40 & 15 == INTENT:  # of no page
+                if commit and not self._discarded(colour_of(page_colour, prev_colour)):
+                    self.later[base + at] = int.from_bytes(data[at + 40 : at + 48], "little")
+                at, inner, inner_page = stop, 0, -1
+                continue
             if shape & INNER:
                 inner = inner + 1 if page == inner_page else 1
                 inner_page = page
@@ -539,6 +545,8 @@ class Log:
     def _wrong_in(self, record: Record) -> str | None:
         wrong = sane(record.shape, record.version, record.prev)
         tagged = self.native and record.kind != FREE and record.page >= 2
+        if record.kind == INTENT:
+            wrong = "what a flush intended is no part of a page"
         if wrong is None and (record.tag != 0) != tagged:
             wrong = f"class {record.tag} cannot be under the store's materializer"
         return wrong

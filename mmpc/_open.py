@@ -33,6 +33,8 @@ def open(
     flush_every_ms: int | None = None,
     segment_cleanup_threshold: float = 0.4,
     segment_cleanup_skew: int = 10,
+    idgen_persist_interval: int = _store.ID_INTERVAL,
+    event_log: str | os.PathLike[str] | None = None,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -53,6 +55,12 @@ def open(
     Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
     `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
     `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
+
+    `idgen_persist_interval` (1 to 2^40): `generate_id` writes a record once in so many numbers, and a recovery skips at
+    most twice as many.  Each process may have its own; a small one makes numbers slow, since each record is flushed.
+
+    `event_log`, a directory that is made if need be, or the environment variable MMPC_EVENT_LOG: what the handle does
+    is written there, for programs that judge it (`mmpc.event_log`); it makes every verb slow.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
@@ -77,13 +85,29 @@ def open(
         shift = segment_size.bit_length() - 1
     if flush_every_ms is not None:
         check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
+    check_int("idgen_persist_interval", idgen_persist_interval, 1, 1 << 40)
     cleanup = check_cleanup(segment_cleanup_threshold, segment_cleanup_skew)
     name, kind = _identify(materializer)
     # A reader merges for itself and leaves the chains as they are.
     threshold = page_consolidation_threshold if not read_only else NEVER
     options = _store.Options(
-        where, name, kind, threshold, shift, temporary, flush_every_ms, cleanup, mapped_capacity
+        where,
+        name,
+        kind,
+        threshold,
+        shift,
+        temporary,
+        flush_every_ms,
+        cleanup,
+        mapped_capacity,
+        idgen_persist_interval,
     )
+    recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
+    if recorded:
+        from . import event_log as events
+
+        directory = os.path.abspath(os.fsdecode(recorded))
+        return events.opened(directory, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
     make = ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
@@ -110,6 +134,8 @@ def reopen(
     flush_every_ms: int | None,
     cleanup: tuple[int, int],
     mapped: int | None,
+    id_interval: int = _store.ID_INTERVAL,
+    event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
     return open(
@@ -123,4 +149,6 @@ def reopen(
         flush_every_ms=flush_every_ms,
         segment_cleanup_threshold=cleanup[0] / 100,
         segment_cleanup_skew=cleanup[1],
+        idgen_persist_interval=id_interval,
+        event_log=event_log,
     )

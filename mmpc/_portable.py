@@ -30,6 +30,7 @@ T = TypeVar("T")
 OVERHEAD = 512  # what an entry costs beside the value: twice what it does in csrc/objects.h
 KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
 PIDS = 1 << 40  # page ids are below
+NO_ID = 2**64 - 1  # MM_ID_NONE
 SCRATCH = 16 << 10
 
 
@@ -395,6 +396,20 @@ class Verbs(Generic[T]):
             if status in (errors.CONFLICT, errors.CHAIN, errors.FREED):
                 return False
             self._failed(status, r, pid, None)
+
+    # ---- numbers
+
+    def generate_id(self) -> int:
+        """A number that no process was given before, nor will be: rising over all processes, restarts and crashes,
+        with gaps.
+
+        Once in idgen_persist_interval numbers it writes how far they may go, and flushes if that of the time before
+        is not durable yet.
+        """
+        out, r = ffi.new("uint64_t *", NO_ID), ffi.new("mm_result *")
+        while status := lib.mm_generate_id(self._bound(1).mm, out, 0, r):
+            self._failed(status, r, 1, None)
+        return int(out[0])
 
     # ---- writing
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CODEC = "msgpack-1"
+ID_INTERVAL = 1_000_000  # MM_ID_INTERVAL
 _EMPTY_MAP = b"\x80"
 _ZERO = b"\x00"
 _FILES_OF_ATTACHMENT = ("control", "table", "log", "ids", "rts", "marks", "lock")
@@ -64,6 +65,7 @@ class Options:
     __slots__ = (
         "cleanup",
         "flush_every_ms",
+        "id_interval",
         "kind",
         "mapped",
         "materializer",
@@ -84,9 +86,11 @@ class Options:
         flush_every_ms: int | None = None,
         cleanup: tuple[int, int] = (40, 10),
         mapped: int | None = None,
+        id_interval: int = ID_INTERVAL,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.mapped = mapped
+        self.id_interval = id_interval  # idgen_persist_interval
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
@@ -162,6 +166,7 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
     c.clean_threshold, c.clean_skew = options.cleanup
+    c.id_interval = options.id_interval
     c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
     ffi.memmove(c.boot_id, _files.boot_id(), 64)
@@ -291,6 +296,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         _exclude_others(files.get("lock"), options.path)
         if limit.this_boot:
             _rewrite(config, options, files)
+        _marks_say_all(config, options, files, limit)
         must(lib.mm_log_trim(_core_config(config, options, files), r), r)
         _snapshot.remove_temporary(options.path)
         _files.remove_volatile(options.path, control=not limit.this_boot)
@@ -361,15 +367,33 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
         known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
-        if not trusted and lib.mm_marks_newest(c, newest, r) == errors.OK and newest[0] < known:
+        if not trusted and lib.mm_durable(c, *_pairs(config), newest, r) == errors.OK and newest[0] < known:
             raise errors.CorruptionError(
-                f"'control' knows that epoch {known} was durable, the newest mark says {newest[0]}: 'marks' is older "
-                "than it was (if it was put back on purpose, remove 'control')",
+                f"'control' knows that epoch {known} was durable, the marks and the log say {newest[0]}: 'marks' is "
+                "older than it was (if it was put back on purpose, remove 'control')",
                 file="marks",
                 offset=0,
             )
         must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
+
+
+def _marks_say_all(config: Config, options: Options, files: Descriptors, limit: _Limit) -> None:
+    """What is durable, a mark says durably: a recovery goes by marks alone.
+
+    On the same boot the marks of flushes that needed no sync of theirs are in the page cache, and are written again;
+    after another one the log has to be asked for what flushes said there (csrc/intent.c).
+    """
+    r, c = ffi.new("mm_result *"), _core_config(config, options, files)
+    if limit.this_boot:
+        must(lib.mm_marks_settle(c, r), r)
+    else:
+        must(lib.mm_promote(c, *_pairs(config), r), r)
+
+
+def _pairs(config: Config) -> tuple[Any, int]:
+    """The discards of `config` as the core takes them."""
+    return ffi.new("uint64_t[]", [x for pair in config.discards for x in pair]), len(config.discards)
 
 
 def _exclude_others(fd: int, path: str) -> None:
@@ -395,6 +419,7 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
         if rc not in (errors.OK, errors.CONFLICT):
             raise _failed(rc, r, pid)
     must(lib.mm_flush(mm, 0, advanced, r), r)
+    must(lib.mm_ids_begin(mm, r), r)
     must(lib.mm_identity_write(c, 1, r), r)
     return attachment
 
@@ -500,7 +525,8 @@ def settle(attachment: Attachment, path: str) -> Exception | None:
             import logging
 
             logging.getLogger("mmpc").warning("%s: no snapshot was written: %s", path, e)
-    return None
+    rc = lib.mm_flush_to_marks(attachment.mm, r)  # whoever looks at the files finds all that is durable in the marks
+    return _failed(rc, r) if rc else None
 
 
 def truncate_after_last(options: Options) -> None:

@@ -301,6 +301,11 @@ def settled(control: Control, log: Log, page: int) -> Problem | None:
     return None
 
 
+def address_of(control: Control, page: int) -> int:
+    """Where the newest record of a page is, by its head word."""
+    return (_head(control, page) & ADDRESS_MASK) << 3
+
+
 def _head(control: Control, page: int) -> int:
     return int.from_bytes(os.pread(control.fds["table"], 8, WORDS_OFFSET + 8 * page), "little")
 

@@ -18,6 +18,7 @@ from ._layout import (
     BLOCK,
     CONTROL_SEGMENTS,
     INNER,
+    INTENT,
     LEASE_HEADER,
     LEASE_MAGIC,
     LEASE_SUMMED,
@@ -107,6 +108,8 @@ class Wreck(Log):
 
     def _add(self, address: int, fields: tuple[int, ...]) -> None:
         word, shape, page_colour, version, prev_colour = fields
+        if shape >> 40 & 15 == INTENT:
+            return  # of no page
         self.addresses.append(address)
         self.shapes.append(shape)
         self.page_colours.append(page_colour)

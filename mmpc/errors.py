@@ -166,7 +166,7 @@ def from_status(
     if status == BUSY:
         return StoreBusy("all slots of the store are taken by living processes")
     if status == LIMIT:
-        return Unsupported("page ids or address space are used up")
+        return Unsupported("page ids, numbers of generate_id or address space are used up")
     if status == OS:
         return OSError(os_error, os.strerror(os_error), path)
     return MmpcError(f"unexpected status {status} of the core")

@@ -10,6 +10,7 @@ import weakref
 from . import _backup, _files, _maintenance, _snapshot, _store, _views, errors
 from ._checks import check_int
 from ._face import Materialized, PagePtr, T, Verbs
+from ._meta import Collections
 from ._native import ffi, lib
 from ._stats import Stats
 from .materializer import Materializer
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 _VIEW_TRIES = 8  # consolidations for one view, against writers that append all the time
 
 
-class PageCache(Verbs[T]):
+class PageCache(Verbs[T], Collections):
     """A handle to an open store; made by `mmpc.open`, a context manager.
 
     Any number of threads may share a handle.  It pickles (path and options) and survives fork: a forked child
     attaches by itself at its first operation.  The verbs `get`, `get_many`, `get_page_frags`, `allocate`,
-    `view`, `append`, `append_many`, `link`, `replace` and `free` are those of `Verbs`. Values that `get` returns are
+    `view`, `append`, `append_many`, `link`, `replace`, `free` and `generate_id` are those of `Verbs`, those of named
+    collections are those of `Collections`. Values that `get` returns are
     shared with the cache: treat them as immutable.
     """
 
@@ -120,7 +122,11 @@ class PageCache(Verbs[T]):
         return errors.PageNotFound(f"page {pid} was never allocated")
 
     def begin(self) -> Tx:
-        """A Tx: an epoch pin and a timestamp.  Errors: Closed."""
+        """A Tx: an epoch pin and a timestamp, which is a number of `generate_id` and may wait for a flush as that does.
+
+        On a full disk its record takes what is kept for `free`.  Errors: Closed, StoreFailed, CorruptionError (page 1),
+        DiskFullError (nothing is left of that either).
+        """
         self._here()
         return Tx(self._attachment, self._options.path)
 
@@ -455,6 +461,7 @@ class PageCache(Verbs[T]):
             o.flush_every_ms,
             o.cleanup,
             o.mapped,
+            o.id_interval,
         )
 
     def __repr__(self) -> str:
@@ -495,7 +502,7 @@ class ReadOnlyPageCache(PageCache[T]):
         raise errors.Unsupported("this handle was opened read_only; open the store again to write")
 
     allocate = append = append_many = link = replace = free = update = bump_page_rts = _refuse
-    flush = make_stable = snapshot = attempt_gc = rewrite = _refuse
+    flush = make_stable = snapshot = attempt_gc = rewrite = generate_id = cas_root_in_meta = _refuse
 
 
 # Handles of this process that are open: a fork and the interpreter's exit have to find them.

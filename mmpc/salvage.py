@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 
-from . import _store, _volatile, errors
+from . import _reserved, _store, _volatile, errors
 from ._findings import Findings, Problem
 from ._lasting import Config, Snapshot
-from ._layout import ADDRESS_MASK, EXTENT, FREE, PAGE_MASK, RECORD, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
+from ._layout import ADDRESS_MASK, BASE, EXTENT, FREE, PAGE_MASK, RECORD, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
 from ._log import COMMITTED, Record
 from ._native import ffi, lib
 from ._wreck import Wreck
@@ -106,8 +106,9 @@ def salvage(
         config = _config(files, materializer)
         found = _Found(files, config, result, progress)
         with _New(into, config) as new:
-            for page in sorted(found.known):
+            for page in sorted(found.known - {_reserved.COUNTER}):
                 _save(found, new, page, result)
+            _save_counter(found, new, result)
             new.finish()
     result.after = verify(into)
     result.seconds = time.monotonic() - begun
@@ -229,6 +230,15 @@ class _Found:
             return None
         return Problem("log", address, "its record here is damaged", page)
 
+    def ceilings(self) -> list[int]:
+        """What any whole record of page 1 says, whether it counts or not."""
+        log = self.log
+        if log is None:
+            return []
+        those = [i for i, word in enumerate(log.page_colours) if word & PAGE_MASK == _reserved.COUNTER]
+        said = [_reserved.ceiling(self.payload(log.record(i))) for i in those]
+        return [number for number in said if number is not None]
+
     def payload(self, record: Record) -> bytes:
         assert self.log is not None
         if record.shape & EXTENT:
@@ -283,6 +293,13 @@ class _New:
             return str(error)
         raise error
 
+    def go_on(self) -> None:
+        """Numbers of generate_id go on above what page 1 says now."""
+        r = ffi.new("mm_result *")
+        status = lib.mm_ids_begin(self.attachment.mm, r)
+        if status:
+            raise errors.from_status(status, pid=1, length=0, offset=0, file=0, os_error=0, path=self.path)
+
     def finish(self) -> None:
         """Flushes, writes a snapshot, and leaves."""
         error = _store.settle(self.attachment, self.path)
@@ -319,3 +336,21 @@ def _save(found: _Found, new: _New, page: int, result: Salvaged) -> None:
     if wrong is not None:
         result.older.append(wrong)
 
+
+def _save_counter(found: _Found, new: _New, result: Salvaged) -> None:
+    """Page 1: no number that was ever handed out may come again, so the largest ceiling that can be read counts, of
+    whatever state; and where a newer one may be lost, far more.
+    """
+    chain, wrong = found.best(_reserved.COUNTER) if found.log is not None else (None, None)
+    number = max(found.ceilings(), default=0)
+    if chain is None or wrong is not None:
+        number += _reserved.MARGIN
+        where = wrong or Problem("log", 0, "no record of it is left", _reserved.COUNTER)
+        said = f"{where.message}; numbers of generate_id go on at {number}"
+        (result.older if chain else result.lost).append(Problem(where.file, where.offset, said, _reserved.COUNTER))
+    refused = new.put(_reserved.COUNTER, BASE, _reserved.encoded(min(number, _reserved.MAX_ID)))
+    if refused is not None:
+        raise errors.MmpcError(refused)
+    new.go_on()
+    result.pages += 1
+    result.records += 1

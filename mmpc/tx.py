@@ -15,15 +15,27 @@ if TYPE_CHECKING:
     from ._store import Attachment
 
 _NONE = 0xFFFFFFFF
+_ANY = 2**64 - 1  # MM_ID_NONE
+
+
+def _refused(status: int, r: Any, attachment: Attachment, path: str) -> Exception:
+    if status == errors.FORKED:
+        return errors.Closed("the store's handle belongs to the parent process")
+    if status == errors.CORRUPT and not r.file:
+        return attachment.damage()
+    return errors.from_status(
+        status, pid=1, length=0, offset=r.offset, file=r.file, os_error=r.os_error, path=path
+    )
 
 
 class Tx:
     """While a Tx is open, no page id and no log space that it may have seen is used again.
 
-    Made by `PageCache.begin()`; a context manager.  `ts` is its timestamp: unique and rising over all
-    processes until the store is next recovered.  It isolates nothing: verbs called with it see and make the
-    same changes as without.  A Tx that was open at a fork belongs to the parent; in the child it raises
-    `Closed`.  An open Tx delays reuse of space by others, never their operations.
+    Made by `PageCache.begin()`; a context manager.  `ts` is its timestamp, a number of `generate_id`, drawn when the
+    pin is held: unique and rising over all processes, restarts and crashes, among timestamps and ids alike.
+    It isolates nothing: verbs called with it see and make the same changes as without.  A Tx that was open at a
+    fork belongs to the parent; in the child it raises `Closed`.  An open Tx delays reuse of space by others, never
+    their operations.
     """
 
     __slots__ = ("_attachment", "_owner", "_pin", "ts")
@@ -36,17 +48,20 @@ class Tx:
         self._pin: Any = ffi.new("uint32_t *", _NONE)
         ts = ffi.new("uint64_t *")
         status = lib.mm_pin(attachment.mm, self._pin, ffi.NULL)
-        if not status:
-            status = lib.mm_timestamp(attachment.mm, ts)
-        if status == errors.FORKED:
-            raise errors.Closed("the store's handle belongs to the parent process")
-        if status == errors.FAILED:
-            raise errors.from_status(status, pid=0, length=0, offset=0, file=0, os_error=0, path=path)
-        if status == errors.CORRUPT:
-            raise attachment.damage()
         if status:
-            raise errors.Closed("this handle is closed; open the store again")
+            raise _refused(status, ffi.new("mm_result *"), attachment, path)
+        if lib.mm_id_quick(attachment.mm, ts):  # the pin keeps the mapping
+            self._draw(attachment, ts, path)
         self.ts: int = ts[0]
+
+    def _draw(self, attachment: Attachment, ts: Any, path: str) -> None:
+        """Once in an interval of numbers: something has to be written first."""
+        r = ffi.new("mm_result *")
+        ts[0] = _ANY
+        status = lib.mm_generate_id(attachment.mm, ts, 1, r)
+        if status:
+            self.close()
+            raise _refused(status, r, attachment, path)
 
     def _check(self, handle: Any) -> None:
         self._check_open()

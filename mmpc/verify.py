@@ -14,10 +14,22 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, _store, _volatile, errors
+from . import _files, _reserved, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
+from ._intents import Intents
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
-from ._layout import CONFIG, CONFIG_MAGIC, FORMAT, MARK_MAGIC, MASK32, RETIREMENTS_AT, SEGMENT_MAGIC
+from ._layout import (
+    CONFIG,
+    CONFIG_MAGIC,
+    CONTROL_GLOBALS,
+    FORMAT,
+    GLOBALS,
+    MARK_MAGIC,
+    MASK32,
+    RECORD,
+    RETIREMENTS_AT,
+    SEGMENT_MAGIC,
+)
 from ._log import Lease, Log, Record
 
 TYPE_CHECKING = False
@@ -258,6 +270,8 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
+        if not control.of_this_boot:
+            self._read_intents(self.marks)
         limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
@@ -276,6 +290,18 @@ class Check:
         if "marks" not in self.files.fds or self.config is None:
             return Marks()
         return read_marks(self.files.fds["marks"], self.config.uuid, findings)
+
+    def _read_intents(self, marks: Marks) -> None:
+        """After a loss of power a recovery asks the log, too, what was durable."""
+        if "log" in self.files.fds and self.config is not None:
+            Intents(self.config, marks, lambda at, n: os.pread(self.files.fds["log"], n, at)).promote()
+
+    def _durable_now(self) -> int:
+        """As the marks, and the log after a loss of power, say now."""
+        marks = self._read_marks(Findings())
+        if not self.same_boot:
+            self._read_intents(marks)
+        return marks.durable
 
     def _directory(self) -> None:
         for name, why in self.files.missing.items():
@@ -352,10 +378,10 @@ class Check:
         durable = self.marks.durable
         known = [(s.stable, f"segment {n}") for n, s in log.segments.items() if s.stable > durable]
         known += [(lease.stable, f"the lease at {a}") for a, lease in log.leases.items() if lease.stable > durable]
-        known += [(epoch, f"the later life of a segment at {a}") for a, epoch in log.later.items() if epoch > durable]
+        known += [(epoch, f"what stands in the log at {a}") for a, epoch in log.later.items() if epoch > durable]
         known += [(s.b, s.name) for s in self.snapshots if s.b > durable]
         if known and "marks" in self.files.fds:
-            durable = self._read_marks(Findings()).durable  # they were read first
+            durable = self._durable_now()  # they were read first
         for epoch, who in known:
             if epoch > durable:
                 said = f"epoch {epoch} was durable, says {who}; the newest mark says {durable}"
@@ -373,6 +399,14 @@ class Check:
             durable = log.newest_durable.get(page)
             if durable is not None and durable != index:
                 self._judge_chain(log, control, log.record(durable))
+            if page in (_reserved.META, _reserved.COUNTER):
+                self._judge_reserved(log, log.record(index))
+
+    def _judge_reserved(self, log: Log, record: Record) -> None:
+        """What the store itself wrote to pages 0 and 1, if the record is still there."""
+        wrong = _reserved.wrong_with(record.page, log.read(record.address + RECORD.size, record.length))
+        if wrong is not None and log.look(record.address) is not None:
+            self.findings.damage("log", record.address, wrong, record.page)
 
     def _judge_chain(self, log: Log, control: _volatile.Control, record: Record) -> None:
         """What is wrong with the chain under a record is damage, unless the page has left it since it was read: then
@@ -413,13 +447,24 @@ class Check:
                     said = f"page {page} left the segment after {snapshot.name} was made; where it went is gone"
                     self.findings.damage("log", address, said, page)
 
+    def _judge_numbers(self, control: _volatile.Control, log: Log) -> None:
+        """No number is handed out that page 1 does not cover; it only rises."""
+        limit = control.word("id_limit")
+        record = log.look(_volatile.address_of(control, _reserved.COUNTER))
+        if record is None or record.page != _reserved.COUNTER:
+            return  # used again just now, or told of already
+        covered = _reserved.ceiling(log.read(record.address + RECORD.size, record.length))
+        if covered is not None and covered < limit and log.look(record.address) is not None:
+            said = f"numbers of generate_id below {limit} are handed out; page 1 covers those below {covered}"
+            self.findings.damage("control", CONTROL_GLOBALS + GLOBALS["id_limit"], said, _reserved.COUNTER)
+
     def _volatile(self, control: _volatile.Control, log: Log) -> None:
         if control.known and not control.failed:
             _volatile.ask_for_headers(control, log)
         if not control.of_this_boot:
             if control.of_this_store:
                 stable, epoch = control.word("stable"), control.word("epoch")
-                if self._read_marks(Findings()).durable < stable < epoch:
+                if self._durable_now() < stable < epoch:
                     said = f"epoch {stable} was durable, says 'control', which is of another boot; the marks do not"
                     self.findings.damage("marks", 0, said)
             return
@@ -430,6 +475,7 @@ class Check:
                 control, log, lambda: self._read_marks(Findings()).durable, self.findings
             )
             _volatile.judge_heads(control, log, self.findings)
+            self._judge_numbers(control, log)
 
     # ---- the result
 

@@ -407,7 +407,8 @@ def test_a_file_as_it_was_before(lives: tuple[Image, Image], boot: str, folder: 
             assert outcome == "failed", "it is noticed now: take it off the list"
             assert "WRONG" in bench.failures.pop()
         if changed and name in ("log", "marks"):
-            assert found in ("damage", "warning"), name
+            told = name == "marks" and outcome == "right"  # what flushed said in the log is as good as the newer mark
+            assert found in ("damage", "warning") or told, name
     bench.done()
 
 

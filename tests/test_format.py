@@ -230,6 +230,9 @@ def records(log: bytes, at: int, stop: int, start: int) -> Iterator[tuple[int, d
         at += (40 + body(found) + 7) // 8 * 8
 
 
+NOBODY = (1 << 40) - 1  # the page of what a flush intended
+
+
 def test_log_and_table(store: Path) -> None:
     config, log, table = ((store / name).read_bytes() for name in ("config", "log", "table"))
     uuid = part("config", config, 0, "uuid")
@@ -241,7 +244,8 @@ def test_log_and_table(store: Path) -> None:
         before = newest.get(found["page"])
         if before is None or (found["wts"], found["place"]) > (before[1]["wts"], before[1]["place"]):
             newest[found["page"]] = address, found, payload
-    assert {page: found["kind"] for page, (_, found, _) in newest.items()} == {0: 1, 1: 1, 2: 2, 3: 3}
+    assert {page: found["kind"] for page, (_, found, _) in newest.items()} == {0: 1, 1: 1, 2: 2, 3: 3, NOBODY: 4}
+    assert newest.pop(NOBODY)[1]["prev"] == 0
     for page, (address, _, _) in newest.items():
         (head,) = struct.unpack_from("<Q", table, 4096 + 8 * page)
         assert (head & (1 << 42) - 1) * 8 == address

@@ -430,3 +430,20 @@ def test_what_is_freed_on_a_full_disk_is_room_again(seed: int) -> None:
         assert {pid: pc.get(pid).unwrap()[0] for pid in held} == held
         assert pc.stats().cleaned > 20
         assert mmpc.verify(pc.path).ok
+
+
+def test_timestamps_go_on_where_numbers_need_room(disk: Mounted, seed: int) -> None:
+    """Who wants to read under a Tx must not need room: its record takes the reserve."""
+    with opened(disk, idgen_persist_interval=1) as pc:
+        pages, last = Pages(pc, seed), pc.generate_id()
+        pages.until_full()
+        with pytest.raises(mmpc.DiskFullError, match="free some space"):
+            for _ in range(100_000):
+                last = pc.generate_id()
+        for _ in range(20):
+            with pc.begin() as tx:
+                assert tx.ts > last
+                last = tx.ts
+        pages.check()
+        assert pages.free(10) == 10
+        pages.check()

@@ -35,11 +35,15 @@ IMPORTS: dict[str, set[str]] = {
     "_backup": {"errors", "_native", "_files", "_findings", "_layout", "_lasting", "_log", "_volatile", "_extent"},
     "_views": {"errors", "_native", "_store"},
     "_checks": set(),
+    "_reserved": set(),
+    "_meta": {"errors", "codec", "_checks", "_native", "_reserved"},
     "_stats": {"_readers"},
     "pagecache": LOW
-    | {"_backup", "_checks", "_face", "_files", "_maintenance", "_open", "_snapshot", "_stats", "_store", "_views"}
-    | {"tx"},
-    "_open": {"materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    | {"_backup", "_checks", "_face", "_files", "_maintenance", "_meta", "_open", "_snapshot", "_stats", "_store"}
+    | {"_views", "tx"},
+    "_open": {"event_log", "materializer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "_recording": {"errors", "results"},
+    "event_log": {"errors", "codec", "_files", "_layout", "_native", "_recording", "pagecache"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
     "_space": {"errors", "_native", "_visit", "pagecache"},
     "_findings": set(),
@@ -47,11 +51,13 @@ IMPORTS: dict[str, set[str]] = {
     "_extent": {"_layout"},
     "_log": {"_native", "_layout", "_findings", "_extent"},
     "_lasting": {"_layout", "_findings"},
+    "_intents": {"_layout", "_lasting", "_log"},
     "_volatile": {"_layout", "_findings", "_log", "_extent"},
-    "verify": {"errors", "_files", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"},
+    "verify": {"errors", "_files", "_intents", "_store", "_layout", "_findings", "_log", "_lasting", "_reserved"}
+    | {"_volatile"},
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting", "_extent"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
-    | {"_wreck", "verify"},
+    | {"_reserved", "_wreck", "verify"},
     "__main__": {"__init__"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }

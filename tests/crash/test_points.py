@@ -60,6 +60,7 @@ VERBS = [
     "append-many",
     "tx",
     "view",
+    "generate-id",
     "bump-rts",
     "flush",
     "snapshot",

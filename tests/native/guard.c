@@ -75,6 +75,7 @@ static void each_writer(worker *w)
     uint8_t buffer[8192];
     mm_result r;
     uint64_t pid = pages[next_random(&w->random) % PAGES], advanced, ts;
+    int rc;
     if (!damaged(w, mm_read(w->m, pid, 0, 1, buffer, sizeof buffer, &r), &r, "mm_read")) {
         mm_key key = r.key;
         damaged(w, mm_replace(w->m, &key, "\xC4\x01r", 3, &r), &r, "mm_replace");
@@ -88,6 +89,10 @@ static void each_writer(worker *w)
         damaged(w, mm_free(w->m, &key, &r), &r, "mm_free");
     }
     damaged(w, mm_flush(w->m, 0, &advanced, &r), &r, "mm_flush");
+    uint64_t quick, id = MM_ID_NONE;
+    rc = mm_id_quick(w->m, &quick);
+    if (rc != MM_BUSY) told(w, rc, "mm_id_quick");
+    damaged(w, mm_generate_id(w->m, &id, 0, &r), &r, "mm_generate_id");
 }
 
 static void *work(void *of)

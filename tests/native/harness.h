@@ -73,6 +73,7 @@ static inline mm_config open_files(const store *s, int flags)
     c.merge_kind = s->merge_kind;
     c.threshold = s->threshold;
     c.segment_shift = s->segment_shift;
+    c.id_interval = 64; /* so that threads meet at its ends */
     memcpy(c.uuid, s->uuid, 16);
     memset(c.boot_id, 'b', sizeof c.boot_id);
     return c;
@@ -116,7 +117,7 @@ static inline void make_store(store *s, uint32_t merge_kind, uint32_t threshold,
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
     close_files_of(&c);
     mm *m = must_attach(s);
-    MUST(mm_install(m, 0, "\x80", 1, &r) == MM_OK && mm_install(m, 1, "\0", 1, &r) == MM_OK, "mm_install");
+    MUST(mm_install(m, 0, "\x80", 1, &r) == MM_OK && mm_install(m, 1, "\0", 1, &r) == MM_OK && mm_ids_begin(m, &r) == MM_OK, "mm_install");
     mm_destroy(m);
     c = open_files(s, 0);
     MUST(mm_identity_write(&c, 1, &r) == MM_OK && mm_identity_check(&c, &r) == MM_OK, "identity");

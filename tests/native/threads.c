@@ -73,8 +73,9 @@ static void own_page(worker *w, mm_result *r)
 static void pinned(worker *w, uint64_t pid, mm_result *r)
 {
     uint32_t pin;
-    uint64_t epoch, ts;
-    MUST(mm_pin(w->m, &pin, &epoch) == MM_OK && mm_timestamp(w->m, &ts) == MM_OK && ts, "mm_pin");
+    uint64_t epoch, before = MM_ID_NONE, ts = MM_ID_NONE;
+    MUST(mm_generate_id(w->m, &before, 0, r) == MM_OK, "mm_generate_id");
+    MUST(mm_pin(w->m, &pin, &epoch) == MM_OK && mm_generate_id(w->m, &ts, 1, r) == MM_OK && ts > before, "mm_pin");
     value_of(w->m, pid, r);
     MUST(mm_bump_rts(w->m, pid, ts, r) == MM_OK && mm_get_rts(w->m, pid, &epoch, r) == MM_OK && epoch >= ts, "read timestamps");
     mm_unpin(w->m, pin);

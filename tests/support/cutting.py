@@ -129,6 +129,10 @@ def _begin(w: World) -> None:
         tx.ts  # noqa: B018
 
 
+def _generate_id(w: World) -> None:
+    w.store.generate_id()
+
+
 def _check(w: World) -> None:
     w.store._check()
 
@@ -154,10 +158,11 @@ VERBS: dict[str, Callable[[World], None]] = {
     "stats": _stats,
     "stable_lsn": _stable,
     "begin": _begin,
+    "generate_id": _generate_id,
     "_check": _check,
 }
 # What cannot work without the bytes that a cut to nothing, or to the first block, takes away.
-_PAGES = set(VERBS) - {"flush", "make_stable", "snapshot", "stats", "stable_lsn", "begin"}
+_PAGES = set(VERBS) - {"flush", "make_stable", "snapshot", "stats", "stable_lsn"}
 NEEDED = {
     "control": set(VERBS),
     "table": _PAGES | {"snapshot"},

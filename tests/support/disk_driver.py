@@ -19,8 +19,8 @@ import warnings
 from typing import Any
 
 from .children import ChildFailed, Children
-from .disk_history import History, State, Value, Wrong, must
-from .disk_judge import Judge, next_boot
+from .disk_history import History, Wrong, must
+from .disk_judge import Judge, Known, next_boot
 from .disk_model import Disk, Files, draw
 from .disk_scenarios import SCENARIOS, Scenario, World
 from .disk_trace import NOTE, Recorder
@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
 class Life:
     """A recorded life, and what its trace says."""
 
-    def __init__(self, path: str, work: Any, start: Files, known: tuple[State, dict[int, Value]], rng: Any) -> None:
+    def __init__(self, path: str, work: Any, start: Files, known: Known, rng: Any) -> None:
         if start.names:
             start.write(path)
             start = Files.read(path)  # files have other numbers now
@@ -83,7 +83,7 @@ class Driver:
     def round(self, images: int) -> None:
         """All lives once; images of the last, and as many in all of those before."""
         rng = random.Random(f"{self.seed} {self.scenario.name} {self.rounds}")
-        start, known = Files(), ({}, {})
+        start, known = Files(), ({}, {}, -1)
         lives = self.scenario.lives
         for number, work in enumerate(lives):
             life = Life(os.path.join(self.directory, f"life-{self.rounds}-{number}"), work, start, known, rng)
@@ -115,7 +115,7 @@ class Driver:
         failures = [f"{name}: {text}" for text in judge.failures]
         return judge.images, judge.lost, judge.verified, judge.points, failures
 
-    def crash(self, life: Life, rng: random.Random, number: int) -> tuple[Files, tuple[State, dict[int, Value]]]:
+    def crash(self, life: Life, rng: random.Random, number: int) -> tuple[Files, Known]:
         """The end of a life that is not the last: an image, and what comes back of it."""
         cut = self.scenario.cut and number == len(self.scenario.lives) - 2
         points = range(life.live + 1) if cut else range(life.disk.end // 3, life.disk.end + 1)

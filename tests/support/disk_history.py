@@ -47,10 +47,12 @@ class Version:
 class History:
     """A life: it begins with `start`, the state in which the store was recovered, and `values` of it."""
 
-    def __init__(self, start: State, values: dict[int, Value]) -> None:
+    def __init__(self, start: State, values: dict[int, Value], number: int = -1) -> None:
         # Of a page all versions by number; several of one number where a rebuilt table forgot one that nobody saw.
         self.pages = {pid: {wts: [Version(-1, values[pid], {})]} for pid, wts in start.items()}
         self.operations = 0
+        self.numbers = [(-1, number)]  # of generate_id: event, and the largest that was told up to it
+        self._told: set[int] = set()
         self._newest = dict(start)
         self._live = False
         self._log = bytearray()
@@ -153,6 +155,8 @@ class History:
             _raise(seen, here)
             _raise(self._returned, here)
             self.operations += kind == "op"
+        elif kind == "number":
+            self._number(index, said["value"])
         elif kind == "flush":
             self._flushing[process] = dict(self._returned)
         elif kind == "flushed":
@@ -161,6 +165,12 @@ class History:
             self._require(index, self._returned)
         elif kind == "stable":
             self._require(index, {said["page"]: said["wts"]})
+
+    def _number(self, index: int, value: int) -> None:
+        must(value not in self._told, f"generate_id gave {value} twice")
+        must(value > self.numbers[0][1], f"generate_id gave {value}, which an earlier life may have given")
+        self._told.add(value)
+        self.numbers.append((index, max(value, self.numbers[-1][1])))
 
     def _require(self, index: int, state: State) -> None:
         total = dict(self._required[-1][1])
@@ -172,6 +182,10 @@ class History:
     def required(self, crash: int) -> State:
         """What a loss of power before event `crash` must leave: the notes that lie before it say so."""
         return self._required[bisect_right(self._required, crash, key=lambda r: r[0] + 1) - 1][1]
+
+    def given(self, crash: int) -> int:
+        """The largest number of generate_id that somebody had told of before event `crash`."""
+        return self.numbers[bisect_right(self.numbers, crash, key=lambda n: n[0] + 1) - 1][1]
 
     def judge(self, crash: int, state: State, values: dict[int, Value]) -> None:
         """Cover, truth and closure of what was recovered."""

@@ -15,6 +15,7 @@ from .disk_history import History, State, Value, Wrong, must, said
 from .disk_model import Disk, Files, draw
 
 WATCHDOG = 30  # seconds for one image
+Known = tuple[State, dict[int, Value], int]  # of the store at the end of a life: pages, and numbers up to this
 FAILURES = 3  # after so many the rest is not worth looking at
 THRESHOLD, SEGMENT = 2, 1 << 16
 _boots = iter(range(1, 1 << 60))
@@ -25,11 +26,12 @@ def next_boot() -> None:
     os.environ["MMPC_BOOT_ID"] = f"boot {os.getpid()} {next(_boots)}"
 
 
-def open_store(path: str, create: bool = False) -> Any:
+def open_store(path: str, create: bool = False, **options: Any) -> Any:
     return mmpc.open(
         path,
         mmpc.Append(),
         create=create,
+        **options,
         page_consolidation_threshold=THRESHOLD,
         segment_size=SEGMENT if create else None,
     )
@@ -88,8 +90,8 @@ class Judge:
         shutil.rmtree(path, ignore_errors=True)
         image.write(path)
 
-    def judge(self, crash: int, image: Files, rng: random.Random) -> tuple[State, dict[int, Value]]:
-        """What came back; Wrong, or what mmpc raised, when it may not be so."""
+    def judge(self, crash: int, image: Files, rng: random.Random) -> Known:
+        """What came back, and the largest number that was given; Wrong, or what mmpc raised, when it may not be so."""
         image.write(self.path)
         next_boot()
         if "config" in image.names:
@@ -97,6 +99,7 @@ class Judge:
         pc = open_store(self.path, create=crash <= self.created)
         state, values = observe(pc)
         self.history.judge(crash, state, values)
+        number = self.drawn(pc, self.history.given(crash))
         self.lost += any(max(v) > state.get(pid, 0) for pid, v in self.history.pages.items())
         pc._check()
         self.verify("after its recovery")
@@ -105,12 +108,21 @@ class Judge:
             self.again("in the same boot", state, values)
         next_boot()
         pc = self.again("in the next boot", state, values, keep=True)
+        self.drawn(pc, number)
         expected = self.go_on(pc, dict(values), rng)
         pc.close()
         next_boot()
         self.again("after new operations", None, expected)
         self.verify("after new operations")
-        return state, values
+        return state, values, self.history.given(crash)
+
+    def drawn(self, pc: Any, least: int) -> int:
+        """A number, where others were given; it is larger than they."""
+        if len(self.history.numbers) == 1 and least < 0:
+            return least
+        number: int = pc.generate_id()
+        must(number > least, f"generate_id gave {number}; {least} had been given")
+        return number
 
     def verify(self, when: str, raw: bool = False) -> None:
         """An image is not damaged, though the power may have torn what nobody synced; what came back has no flaw."""

@@ -41,7 +41,7 @@ class Mutant:
 
 SYNC_LOG = "    int e = mm_os_sync(m->config.log);\n"
 LIST = "    list_leases(m, &k);\n"
-WRITE_MARK = "    if (!e) e = mm_mark_write(m, k);\n"
+WRITE_MARK = "    if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);\n"
 COLOUR = "    uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */\n"
 WRITE = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc)\n"
 WRITE_AT = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc, uint64_t colour)\n"
@@ -54,8 +54,19 @@ MUTANTS = [
         (
             (
                 "csrc/reuse.c",
-                "if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;",
-                "if (mm_segword_state(w) != MM_SEG_RETIRED || (since > stable && !(mm_segword_rest(w) & MM_REST_RUN))) continue;",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || (since > marked && !(mm_segword_rest(w) & MM_REST_RUN))) continue;",
+            ),
+        ),
+        ("extents",),
+    ),
+    Mutant(
+        "an-intent-will-do-for-a-run",
+        (
+            (
+                "csrc/extent.c",
+                "    mm_want_mark(m, at_load_acquire(&m->g->epoch)); /* an intent lists leases, and no run (intent.c) */\n",
+                "",
             ),
         ),
         ("extents",),
@@ -88,7 +99,7 @@ MUTANTS = [
         (
             (
                 "csrc/page.c",
-                "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n",
+                "    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole record (intent.c) */\n",
                 "    (void)w;\n",
             ),
         ),
@@ -96,7 +107,13 @@ MUTANTS = [
     ),
     Mutant(
         "commit-word-skipped-at-help",
-        (("csrc/log.c", "    at_store_relaxed(w, mm_committed((uint32_t)word));\n", "    (void)w, (void)word;\n"),),
+        (
+            (
+                "csrc/log.c",
+                "    at_store_release(w, mm_committed((uint32_t)word)); /* release: who sees it, sees a whole record (intent.c) */\n",
+                "    (void)w, (void)word;\n",
+            ),
+        ),
         ("deaths",),
     ),
     Mutant(
@@ -312,7 +329,7 @@ MUTANTS = [
     ),
     Mutant(
         "used-again-before-it-is-durable",
-        (("csrc/reuse.c", "if (mm_segword_state(w) != MM_SEG_RETIRED || since > stable) continue;", "if (mm_segword_state(w) != MM_SEG_RETIRED) continue;"),),
+        (("csrc/reuse.c", "if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;", "if (mm_segword_state(w) != MM_SEG_RETIRED) continue;"),),
         ("cleaning", "cleaning-lives"),
     ),
     Mutant(
@@ -330,7 +347,7 @@ MUTANTS = [
         (
             (
                 "csrc/group.c",
-                "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n",
+                "    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole group (intent.c) */\n",
                 "    (void)w;\n",
             ),
             ("csrc/log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),
@@ -341,6 +358,70 @@ MUTANTS = [
         "even-and-odd-retirements-in-one-sector",
         (("csrc/layout.h", "return 512 * (1 + generation % 2); }", "return 512 + 0 * generation; }"),),
         ("cleaning", "groups", "cleaning-lives"),
+    ),
+    Mutant(
+        "an-intent-lists-nothing",
+        (("csrc/intent.c", "        if (b->fill > a->fill) grown[(*n)++] = *b;\n", "        (void)grown;\n"),),
+        ("steady", "rivals"),
+    ),
+    Mutant(
+        "an-intent-is-believed-unseen",
+        (("csrc/promote.c", "        if (!filled(s, &l)) return false;\n", ""),),
+        ("steady", "writers", "leaders", "rivals"),
+    ),
+    Mutant(
+        "an-intent-is-not-looked-for",
+        (("mmpc/_store.py", "        must(lib.mm_promote(c, *_pairs(config), r), r)\n", "        must(lib.mm_marks_settle(c, r), r)\n"),),
+        ("steady", "writers", "leaders"),
+    ),
+    Mutant(
+        "an-intent-of-what-was-discarded-is-believed",
+        (
+            ("csrc/promote.c", " || discarded(s, colour)) return MM_OK;", " || (discarded(s, colour) && false)) return MM_OK;"),
+            ("csrc/promote.c", "        if (!filled(s, &l)) return false;\n", ""),
+        ),
+        ("lives", "recovery", "cleaning-lives"),
+    ),
+    Mutant(
+        "used-again-while-an-intent-lists-it",
+        (
+            ("csrc/reuse.c", "since > marked) continue;", "since > at_load_acquire(&m->g->stable)) continue;"),
+            ("csrc/reuse.c", "    mm_want_mark(m, since); /*", "    /*"),
+            ("csrc/intent.c", " || base->retirements != now->retirements) return false;", ") return false;"),
+        ),
+        ("cleaning", "cleaning-lives"),
+    ),
+    Mutant(
+        "the-base-of-intents-is-overwritten",
+        (
+            (
+                "csrc/marks.c",
+                "    return mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block));\n",
+                "    m->mark_block ^= 1;\n"
+                "    return mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block ^ 1));\n",
+            ),
+        ),
+        ("steady", "writers", "leaders"),
+    ),
+    Mutant(
+        "what-was-committed-for-a-stopped-one-is-not-listed",
+        (("csrc/intent.c", "    if (lease && announces) fill = fill_with_late(m, lease, shape, fill);\n", "    (void)announces;\n"),),
+        ("steady", "rivals", "deaths", "writers"),
+    ),
+    Mutant(
+        "numbers-before-their-ceiling-is-durable",
+        (("csrc/ids.c", "    if (!rc && !durable) rc = mm_flush(m, c.lsn, &advanced, r);\n", "    (void)durable, (void)advanced;\n"),),
+        ("ids", "ids-lives"),
+    ),
+    Mutant(
+        "a-ceiling-that-is-written-counts-as-durable",
+        (("csrc/ids.c", "d->value >= need && d->stable >= d->lsn;", "d->value >= need;"),),
+        ("ids", "ids-lives"),
+    ),
+    Mutant(
+        "the-limit-is-the-ceiling-that-was-just-written",
+        (("csrc/ids.c", "mm_guarded(m, r, raise_limit, &need)", "mm_guarded(m, r, raise_limit, &want)"),),
+        ("ids", "ids-lives"),
     ),
 ]
 

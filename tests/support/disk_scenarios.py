@@ -96,12 +96,13 @@ class Author:
         self.n = 0
         self.large = 25  # one token in so many is
         self.wide = 0  # one in so many lies in a run of its own
+        self.pads = (0, 0, 0, 3, 20, 60, 60, 200, 700)
 
     def token(self) -> str:
         self.n += 1
         if self.wide and self.n % self.wide == 0:
             return f"{self.name}.{self.n}" + "-" * self.rng.choice((35_000, 62_000, 90_000))
-        pad = self.rng.choice((0, 0, 0, 3, 20, 60, 60, 200, 700)) if self.n % self.large else 5000
+        pad = self.rng.choice(self.pads) if self.n % self.large else 5000
         return f"{self.name}.{self.n}" + "-" * pad
 
     @staticmethod
@@ -263,6 +264,32 @@ def rivals(world: World) -> None:
     pc = world.begin()
     _pages(pc, world, 1)
     world.together(*[lambda a: _rivals(a, 50)] * 4)
+    world.leave(pc)
+
+
+def _steady(author: Author, n: int) -> None:
+    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have just
+    written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
+    """
+    author.pads, author.large = (3000,), 1 << 30
+    for _ in range(3):
+        author.allocate()
+    author.pads = (0, 3, 20)
+    mine = author.allocate()
+    author.flush()
+    for _ in range(n):
+        author.append(author.rng.choice((2, mine)))
+        if author.name == 1 or author.rng.random() < 0.1:
+            for pid in (2, author.page(), author.page()):
+                author.read(pid)
+            author.append(mine)
+            author.flush()
+
+
+def steady(world: World) -> None:
+    pc = world.begin()
+    _pages(pc, world, 1)
+    world.together(*[lambda a: _steady(a, 40)] * 3)
     world.leave(pc)
 
 
@@ -428,6 +455,30 @@ def extents(world: World) -> None:
     world.leave(pc)
 
 
+def _draw(author: Author, n: int) -> None:
+    """Numbers, of small intervals; what they are for is written beside; who flushes besides is others' business."""
+    rng = author.rng
+    with open_store(author.pc.path, idgen_persist_interval=rng.choice((1, 2, 5))) as pc:
+        for _ in range(n):
+            note(note="number", value=pc.generate_id())
+            if rng.random() < 0.3:
+                author.append(author.page())
+            if rng.random() < 0.1:
+                author.flush()
+
+
+def ids(world: World) -> None:
+    """Processes draw numbers; some are killed in the middle of it."""
+    pc = world.begin()
+    _pages(pc, world, 2)
+    for _ in range(3):
+        busy = [world.start(lambda a: _draw(a, 30)) for _ in range(2)]
+        busy += [world.start(lambda a: _draw(a, 30), die=world.rng.randint(50, 1500))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
 def extents_and_snapshots(world: World) -> None:
     """The same, with snapshots that know of runs which are gone soon."""
     pc = world.begin()
@@ -456,6 +507,7 @@ SCENARIOS = [
     Scenario("writers", (writers,)),
     Scenario("groups", (groups,)),
     Scenario("rivals", (rivals,)),
+    Scenario("steady", (steady,)),
     Scenario("handover", (handover,)),
     Scenario("deaths", (deaths,)),
     Scenario("close", (close,)),
@@ -467,6 +519,8 @@ SCENARIOS = [
     Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
     Scenario("extents", (extents,)),
     Scenario("extents-lives", (extents, extents_and_snapshots, extents)),
+    Scenario("ids", (ids,)),
+    Scenario("ids-lives", (ids, ids, ids)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),
 ]
 if hasattr(mmpc.PageCache, "snapshot"):

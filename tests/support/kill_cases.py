@@ -85,6 +85,7 @@ class Case:
     new_store: str = ""  # how each n gets a store of its own: "", "create", "recover" or "full-table"
     stoppable: bool = True
     views: bool = False  # a third page, of bytes, is viewed
+    draws: bool = False  # what its operations return, behind those before `armed`, are numbers of generate_id
 
     @property
     def effects_before(self) -> list[int]:
@@ -231,6 +232,7 @@ FLUSH = Op(lambda c: c.pc.flush())
 CLEAN_ALL = Op(lambda c: c.pc._clean(ALL, 1 << 30).retired)
 REWRITE = Op(lambda c: c.pc.rewrite(c.p))
 IN_TX = Op(lambda c: c.pc.append(c.p, ["t"], c.tx), (on_p("t"),))
+DRAW = Op(lambda c: c.pc.generate_id())
 GET_IN_TX = Op(lambda c: c.pc.get(c.p, c.tx).is_free())
 
 CASES = [
@@ -267,6 +269,7 @@ CASES = [
     Case("append-many", (WARM, MANY)),
     Case("tx", (WARM, Op(begin_tx), IN_TX, GET_IN_TX, Op(end_tx))),
     Case("view", (ATTACH, Op(open_view), GET, Op(look), Op(end_view)), views=True),
+    Case("generate-id", (WARM, DRAW, DRAW, DRAW, DRAW, DRAW), draws=True),
     Case("bump-rts", (ATTACH, Op(lambda c: c.pc.bump_page_rts(c.p, 7)), Op(lambda c: c.pc.get_page_rts(c.p)))),
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
     Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),

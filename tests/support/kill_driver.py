@@ -263,6 +263,7 @@ class Driver:
             )
         self.applied += visible > before
         world.reaped(2)
+        self.numbers(world, child)
         if way == 2:
             world.lasts(seen)
         if way == 1:
@@ -289,6 +290,11 @@ class Driver:
         if self.case.new_store:
             self.drop()
 
+    def numbers(self, world: World, child: Forked) -> None:
+        """Others go on above what the child was given."""
+        if self.case.draws:
+            world.given([r["value"] for r in child.reports if "value" in r][self.case.armed :])
+
     # ---- stopped
 
     def beside(self, world: World, model: Model, child: Forked) -> None:
@@ -305,8 +311,10 @@ class Driver:
         self.others(world, model, fresh)
         world.agree(world.scan(world.checker), fresh)
         must(model.equals(world.scan(fresh)), "others read something else", model, world.scan(fresh))
+        self.numbers(world, child)
         child.resume()
         must(child.wait() == "done", "the child did not go on", child.reports)
+        self.numbers(world, child)
         self.expect(world, model, child, done, visible)
         seen = world.scan(world.checker)
         must(model.equals(seen), "the store is wrong after the child went on", model, seen, child.reports)
@@ -388,6 +396,7 @@ class Driver:
             raise Wrong("a verb did not raise StoreFailed after a sync had failed")
         world.leave()
         world.enter()
+        self.numbers(world, child)
         _visible, now = world.observed(self.case, model, 0, len(self.case.ops))
         world.agree(now, world.home, world.checker)
         self.finish(world, now, rebuild=False)

@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant(
         "commit-word-is-never-stored",
         (
-            ("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),
+            ("page.c", "    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole record (intent.c) */\n", "    (void)w;\n"),
             ("log.c", "if (word == mm_committed((uint32_t)word)) return MM_OK;", "return MM_OK;"),
         ),
         (("kill", "append-warm"),),
@@ -86,7 +86,7 @@ MUTANTS = [
     ),
     Mutant(
         "commit-word-is-left-to-others",
-        (("page.c", "    at_store_relaxed(w, mm_committed((uint32_t)at_load_relaxed(w)));\n", "    (void)w;\n"),),
+        (("page.c", "    at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole record (intent.c) */\n", "    (void)w;\n"),),
         (("kill", "append-warm"),),
     ),
     Mutant(

@@ -80,6 +80,7 @@ class World:
         self.home: Any = None
         self.checker: Any = None
         self.p = self.q = self.v = 0
+        self.number = -1  # the largest of generate_id that is known
 
     # ---- handles
 
@@ -90,6 +91,7 @@ class World:
             create=True,
             page_consolidation_threshold=threshold,
             segment_size=1 << 16,
+            idgen_persist_interval=2,
         )
 
     def enter(self) -> None:
@@ -171,6 +173,17 @@ class World:
             f"effects {counts[done]} to {last} fit not\n    {model}\n    {seen}"
         )
 
+    def given(self, numbers: list[int]) -> None:
+        """A process was given these: rising, none that was known, and what is drawn now is above all of them."""
+        must(numbers == sorted(set(numbers)) and self.number not in numbers, "numbers", numbers, self.number)
+        self.number = max([self.number, *numbers])
+        self.draw(self.checker)
+
+    def draw(self, pc: Any) -> None:
+        number = pc.generate_id()
+        must(number > self.number, "generate_id gave a number again, or a smaller one", number, self.number)
+        self.number = number
+
     def reuse(self) -> None:
         """Replaces the viewed page, and writes over the old record if a cleaner might: pins first, then views."""
         triple, r = ffi.new("uint64_t[3]"), ffi.new("mm_result *")
@@ -219,6 +232,8 @@ class World:
         with another_boot():
             copy.enter()
             self.agree(expected, copy.checker, copy.home)
+            copy.number = self.number
+            copy.draw(copy.checker)
             copy.remove()
 
     def agree(self, expected: dict[int, list], *handles: Any) -> None:

@@ -50,8 +50,8 @@ MUTANTS = [
         (
             (
                 "slot.c",
-                "    mm_segment_abandon(m, i, true);\n    close_lease(m, s);\n",
-                "    mm_segment_abandon(m, i, true);\n    close_lease(m, s);\n"
+                "    mm_segment_abandon(m, i, true);\n    if (publishing) commit_late(m, s);\n    close_lease(m, s);\n",
+                "    mm_segment_abandon(m, i, true);\n    if (publishing) commit_late(m, s);\n    close_lease(m, s);\n"
                 "    at_store_release(&s->state, (at_load_relaxed(&s->state) & ~UINT64_C(255)) | MM_SLOT_FREE);\n",
             ),
         ),
@@ -63,8 +63,8 @@ MUTANTS = [
             ("flush.c", "    at_max_release(&m->g->stable, k.epoch);\n", ""),
             (
                 "flush.c",
-                "    rc = sync_and_mark(m, &k, r);\n",
-                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, r);\n",
+                "    rc = sync_and_mark(m, &k, intent, r);\n",
+                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, intent, r);\n",
             ),
         ),
         (("kill", "flush"),),
