@@ -217,6 +217,16 @@ bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stabl
     return true;
 }
 
+/* Neither a header nor a retirement begins in its first block: part of a large payload may be there, of a run that no recovery knew of. */
+static bool holds_payload(const mm *m, uint64_t n)
+{
+    uint64_t magic[3], at = n << m->segment_shift;
+    memcpy(&magic[0], m->log + at, sizeof magic[0]);
+    memcpy(&magic[1], m->log + at + mm_retired_offset(0), sizeof magic[1]);
+    memcpy(&magic[2], m->log + at + mm_retired_offset(1), sizeof magic[2]);
+    return n && magic[0] != MM_SEGMENT_MAGIC && magic[0] != MM_RUN_MAGIC && magic[1] != MM_RETIRED_MAGIC && magic[2] != MM_RETIRED_MAGIC;
+}
+
 /* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
  * its retirement names that generation. */
 static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
@@ -234,9 +244,9 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     memcpy(h.uuid, m->config.uuid, sizeof h.uuid);
     h.crc = crc32c_extend(0, (const uint8_t *)&h + 12, sizeof h - 12);
     mm_segment_stamp_end(m, n, generation, h.stable);
-    uint8_t whole[sizeof(mm_run_header)] = { 0 }; /* the header of a run is longer, and may have stood here */
+    uint8_t whole[MM_BLOCK] = { 0 };
     memcpy(whole, &h, sizeof h);
-    at_copy(m->log + at, whole, sizeof whole);
+    at_copy(m->log + at, whole, holds_payload(m, n) ? sizeof whole : sizeof(mm_run_header)); /* which is longer, and may have stood here */
     mm_segment *s = &m->segments[n];
     at_store_relaxed(&s->salt, salt);
     at_store_relaxed(&s->opened, h.epoch);
