@@ -172,6 +172,7 @@ void mm_os_unmap_files(mm *m)
     mm_os_unmap(m->ids_map, m->words_window);
     mm_os_unmap(m->rts_map, m->words_window);
     m->control = m->log = m->table_map = m->ids_map = m->rts_map = NULL;
+    mm_metrics_unmap(m);
 }
 
 /* Windows for log and word files.  2 TiB and 2^34 head words: an address holds more, but a process has room for 128 TiB in all its stores.
@@ -275,6 +276,8 @@ mm *mm_attach(const mm_config *c, int *status, mm_result *r)
         return NULL;
     }
     m->config = *c;
+    m->attach_begun = m->ticks_begun = mm_os_ticks();
+    m->time_begun = mm_os_monotonic();
     *status = attach(m, r);
     if (*status == MM_OK) return m;
     mm_os_unmap_files(m);

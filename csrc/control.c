@@ -1,7 +1,8 @@
 /* control.c - whether the words of `control` can be: asked before anybody attaches, since damage at rest to some of them would be believed.
  *
  * A smaller epoch, or a larger `stable`, would make a flush do nothing, or leave what it flushed out of the durable state; a smaller
- * `table_pages` makes pages vanish; a smaller fill of the open segment gives space away twice.  `control` and `log` are of this boot, so a
+ * `table_pages` makes pages vanish; a smaller fill of the open segment gives space away twice; a larger `id_limit` hands numbers out that come
+ * again.  `control` and `log` are of this boot, so a
  * rebuild from the log loses nothing: what cannot be is MM_MISMATCH, not an error.  Not all damage can be noticed (docs/design.md).
  *
  * Others may be attached and at work.  Each word is read before the one that bounds it, by a system call of its own, so what holds at every
@@ -82,4 +83,12 @@ static bool fill_holds(const mm_config *c)
     return !end || fill >> 32 != generation || (n << c->segment_shift) + (fill & 0xFFFFFFFF) * MM_BLOCK >= end;
 }
 
-bool mm_control_holds(const mm_config *c) { return clock_holds(c) && table_holds(c) && fill_holds(c); }
+/* Numbers are handed out below a ceiling, whose LSN was loaded before it was told of. */
+static bool numbers_hold(const mm_config *c)
+{
+    uint64_t limit = global(c, offsetof(mm_globals, id_limit)), ceiling = global(c, offsetof(mm_globals, id_ceiling));
+    uint64_t lsn = global(c, offsetof(mm_globals, id_lsn)), epoch = global(c, offsetof(mm_globals, epoch));
+    return limit <= ceiling && ceiling <= MM_MAX_ID && lsn <= epoch;
+}
+
+bool mm_control_holds(const mm_config *c) { return clock_holds(c) && table_holds(c) && fill_holds(c) && numbers_hold(c); }

@@ -123,6 +123,7 @@ static int publish_group(mm *m, group *g, mm_result *r)
             return MM_OK;
         }
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
     }
     return rc ? rc : MM_CONFLICT;
 }
@@ -137,12 +138,22 @@ static int begin(mm *m, uint64_t pid, mm_result *r)
     return rc;
 }
 
+static void count_group(mm *m, uint64_t begun, int rc)
+{
+    if (rc == MM_CONFLICT) mm_count_alone(m, MM_COUNT_consolidations_lost, 1);
+    if (rc) return;
+    mm_count_alone(m, MM_COUNT_consolidations, 1);
+    mm_time_end_alone(m, MM_TIME_consolidate, begun, 1);
+}
+
 static int consolidate(mm *m, void *args, mm_result *r)
 {
     group *g = args;
     int rc = begin(m, g->pid, r);
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m);
     rc = mm_blame(m, publish_group(m, g, r), r);
+    count_group(m, begun, rc);
     mm_publish_end(m);
     return rc;
 }
@@ -236,7 +247,9 @@ static int consolidate_native(mm *m, void *args, mm_result *r)
     merging *w = args;
     int rc = begin(m, w->g.pid, r);
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m);
     rc = mm_blame(m, merge_chain(m, w, r), r);
+    count_group(m, begun, rc);
     mm_publish_end(m);
     return rc;
 }

@@ -1,7 +1,7 @@
 /* ids.c - generate_id: numbers that rise, and that no process, life, crash or loss of power hands out twice.
  *
  * `next_id` is drawn from by fetch_add.  What is drawn is handed out only below `id_limit`, and `id_limit` never passes a ceiling that is durable: the
- * value of a COUNTER record (page 1) whose commit word was in memory before an epoch E that a mark names.  A recovery goes on at the ceiling of the
+ * value of a COUNTER record (page 1) whose commit word was in memory before an epoch E that is durable.  A recovery goes on at the ceiling of the
  * newest COUNTER record that counts.  That record is the durable one or a later one, and ceilings rise with the versions of the page; so it lies above
  * all that was handed out.  Nothing depends on who recovers, or on his interval (docs/design.md, Ids).
  *

@@ -7,6 +7,7 @@
 #include "crc32c.h"
 #include "guard.h"
 #include "layout.h"
+#include "metrics.h"
 #include "mmpc.h"
 
 #define MM_ALIVE UINT64_C(0x657669614D504D4D)
@@ -97,6 +98,12 @@ struct mm {
     uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
+    mm_metrics_row *metrics;  /* of our slot; NULL: nothing is counted.  Set before a second thread knows of this attachment */
+    uint8_t *metrics_map;
+    uint64_t ticks_begun, time_begun; /* mm_os_ticks and mm_os_monotonic at one moment: what a tick is */
+    pv_word tick;             /* ns of one, times 2^24, once known well */
+    uint64_t attach_begun;
+    bool claimed_dead;        /* the slot's owner before us had died: reaped */
     mm_config config;
 };
 
@@ -153,6 +160,23 @@ int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset);
 int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
 int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
+
+/* metrics.c */
+static inline void mm_count(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count(m->metrics, c, n);
+}
+static inline uint64_t mm_time_begin(const mm *m) { return m->metrics ? mm_os_ticks() : 0; }
+void mm_time_end(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the time since then, n times; begun 0: not at all */
+void mm_time_end_alone(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the caller holds the mutex of publishing, as all who add to it do */
+void mm_note_value_alone(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+static inline void mm_count_alone(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count_alone(m->metrics, c, n);
+}
+void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+bool mm_metrics_fault(mm *m, const void *p); /* in the handler: true, if the fault is in the metrics, which go on in memory */
+void mm_metrics_unmap(mm *m);
 
 /* times.c */
 void mm_epoch_time(mm *m, uint64_t epoch);

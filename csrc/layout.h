@@ -400,6 +400,38 @@ typedef struct mm_words_header {
 _Static_assert(sizeof(mm_words_header) == 32, "header of the word files");
 #define MM_WORDS_OFFSET 4096u
 
+/* ---- metrics: a block of header, then a row for each slot (metrics.h); nothing depends on it ---------------------- */
+#define MM_COUNTERS 62u
+#define MM_HISTOGRAMS 24u
+#define MM_BUCKETS 332u /* below 16 one value each, then eight to a doubling, up to 2^43; larger values are in the last one */
+
+typedef struct mm_histogram_row {
+    at_word sum;
+    at_word greatest;
+    at_word least;        /* all ones minus it; 0: no value yet */
+    at_word spare;
+    at_word buckets[MM_BUCKETS];
+} mm_histogram_row;
+typedef struct mm_metrics_row { /* of a slot */
+    at_word counters[MM_COUNTERS];
+    at_word incarnation;  /* of the slot, that `base` is of; written after it */
+    at_word spare;
+    at_word base[MM_COUNTERS + 2]; /* the counters as this owner of the slot found them */
+    mm_histogram_row histograms[MM_HISTOGRAMS];
+} mm_metrics_row;
+_Static_assert(sizeof(mm_histogram_row) == 2688 && sizeof(mm_metrics_row) == 65536, "rows are shared");
+
+typedef struct mm_metrics_header { /* the rest of its block is zero */
+    uint64_t magic;
+    uint64_t fingerprint; /* of the names and their order */
+    uint64_t open_id[2];  /* of `control` */
+    uint64_t created;     /* CLOCK_REALTIME, ns */
+} mm_metrics_header;
+#define MM_METRICS_MAGIC UINT64_C(0x7274656D43504D4D) /* "MMPCmetr" */
+#define MM_METRICS_ROWS 4096u
+#define MM_METRICS_WINDOW (MM_METRICS_ROWS + MM_SLOTS * sizeof(mm_metrics_row))
+_Static_assert(sizeof(mm_metrics_header) == 40, "header of metrics");
+
 /* Sizes and offsets folded to one number: two builds that differ refuse each other. */
 uint64_t mm_layout_fingerprint(void);
 

@@ -111,6 +111,7 @@ static void help(mm *m, const mm_view *v, at_word *w, uint64_t word)
     at_fence_full();
     at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
     at_add_relaxed(&m->g->helped, 1);
+    mm_count(m, MM_COUNT_helps, 1);
     if (m->slot) at_add_seq_cst(&m->slot->helping, UINT64_MAX);
 }
 
@@ -155,9 +156,14 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
             l->start = 0;
         }
     }
+    uint64_t begun = mm_time_begin(m);
     int rc = mm_segment_lease(m, bytes, purpose, r);
-    if (!rc) mm_mapped_use(m, l->start, l->end - l->start);
-    return rc;
+    if (rc) return rc;
+    mm_time_end_alone(m, MM_TIME_lease, begun, 1);
+    mm_count_alone(m, MM_COUNT_leases, 1);
+    mm_count_alone(m, MM_COUNT_leased_bytes, l->end - l->start);
+    mm_mapped_use(m, l->start, l->end - l->start);
+    return MM_OK;
 }
 
 /* A record was replaced: its run is given back, if that is what it says, and its checksum holds. */

@@ -179,6 +179,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
             return MM_OK;
         }
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
         rc = make_plan(m, c, head, &p, r);
         if (rc) return rc;
     }
@@ -204,6 +205,41 @@ static void tell_due(mm *m, mm_result *r)
     m->due = false;
 }
 
+/* ---- counting (metrics.h): under the mutex of publishing, so a store does for an addition --------------------------------------------- */
+
+static const struct { uint8_t counter, time; } counted_as[] = {
+    [VERB_APPEND] = { MM_COUNT_appends, MM_TIME_append },     [VERB_LINK] = { MM_COUNT_links, MM_TIME_link },
+    [VERB_REPLACE] = { MM_COUNT_replaces, MM_TIME_replace },  [VERB_FREE] = { MM_COUNT_frees, MM_TIME_free },
+    [VERB_CREATE] = { MM_COUNT_allocates, MM_TIME_allocate } };
+_Static_assert(MM_EVERY_append == MM_EVERY_link && MM_EVERY_link == MM_EVERY_replace && MM_EVERY_replace == MM_EVERY_free
+               && MM_EVERY_free == MM_EVERY_allocate && MM_EVERY_allocate == MM_EVERY_payload, "one sample for all that a write says");
+
+static uint64_t begin_write(const mm *m, const change *c)
+{
+    const mm_metrics_row *row = m->metrics;
+    return row && mm_sample(at_noted(&row->counters[counted_as[c->verb].counter]), MM_EVERY_append) ? mm_os_ticks() : 0;
+}
+
+__attribute__((noinline, cold)) static void time_write(mm *m, const change *c, uint64_t begun, uint64_t n)
+{
+    mm_time_end_alone(m, counted_as[c->verb].time, begun, n);
+    if (c->verb != VERB_FREE) mm_note_value_alone(m, MM_TIME_payload, c->length, n);
+}
+
+/* A write that ended with `rc`. */
+static inline void end_write(mm *m, const change *c, uint64_t begun, int rc)
+{
+    mm_metrics_row *row = m->metrics;
+    if (!row) return;
+    if (rc) {
+        if (rc == MM_CONFLICT) mm_row_count_alone(row, MM_COUNT_conflicts, 1);
+        return;
+    }
+    uint64_t n = mm_row_count_alone(row, counted_as[c->verb].counter, 1);
+    mm_row_count_alone(row, MM_COUNT_payload_bytes, c->length);
+    if (begun) time_write(m, c, begun, mm_sample(n, MM_EVERY_append));
+}
+
 static int publish(mm *m, void *args, mm_result *r)
 {
     change *c = args;
@@ -212,11 +248,13 @@ static int publish(mm *m, void *args, mm_result *r)
     int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = begin_write(m, c);
     mm_announce(m);
     rc = mm_blame(m, try_publish(m, c, r), r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
     if (!rc && c->pid != 1) tell_due(m, r); /* who draws a number does nothing else */
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
+    if (c->verb != VERB_CREATE) end_write(m, c, begun, rc); /* else it is the store's own page */
     mm_publish_end(m);
     return rc;
 }
@@ -322,6 +360,7 @@ static int allocate(mm *m, void *args, mm_result *r)
     int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = begin_write(m, c);
     mm_announce(m);
     do {
         rc = mm_id_take(m, &c->pid, &c->from, r);
@@ -331,6 +370,7 @@ static int allocate(mm *m, void *args, mm_result *r)
     } while (rc == MM_CONFLICT);
     rc = mm_blame(m, rc, r);
     if (!rc) tell_due(m, r);
+    end_write(m, c, begun, rc);
     mm_publish_end(m);
     return rc;
 }

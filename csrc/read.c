@@ -18,18 +18,24 @@ typedef struct fetching {
     uint32_t covered; /* the kernel was asked for so many records already */
 } fetching;
 
-/* A record that took long to look at came from the device, and so will the rest: all of it is asked for at once.  One look at the clock a
- * record is all that a warm chain pays. */
-static void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching *f)
+/* A record that took long to look at came from the device, and so will the rest: all of it is asked for at once. */
+__attribute__((noinline, cold)) static fetching fetch_rest(mm *m, const mm_view *v, uint32_t count, fetching f)
 {
-    uint64_t now = mm_os_ticks();
-    bool slow = now - f->since > MM_TICKS_SLOW;
-    f->since = now;
-    if (!slow) return;
-    if (count >= f->covered) f->covered = count + 1 + mm_fetch_older(m, v);
+    mm_count(m, MM_COUNT_pulls, 1);
+    mm_time_end(m, MM_TIME_pull, f.since, 1);
+    if (count >= f.covered) f.covered = count + 1 + mm_fetch_older(m, v);
     if (mm_shape_body(v->shape) > MM_BLOCK / 2) mm_fetch(m, v->address, mm_shape_span(v->shape));
     mm_fetch_around(m, v->address);
-    f->since = mm_os_ticks();
+    f.since = mm_os_ticks();
+    return f;
+}
+
+/* One look at the clock a record is all that a warm chain pays. */
+static inline void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching *f)
+{
+    uint64_t now = mm_os_ticks();
+    if (now - f->since > MM_TICKS_SLOW) *f = fetch_rest(m, v, count, *f);
+    else f->since = now;
 }
 
 /* Collects what is newer than known_wts (0: all), newest first; each record's checksum holds. */
@@ -112,7 +118,10 @@ static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capaci
     if (capacity < bound) return MM_SPACE;
     int rc = mm_chain_open(m, c, true, r);
     if (rc) return rc;
+    uint64_t n = m->metrics && c->count > 1 ? mm_sample(mm_row_count(m->metrics, MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
+    uint64_t begun = n ? mm_os_ticks() : 0;
     rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
+    if (n) mm_time_end(m, MM_TIME_merge, begun, n);
     if (rc == MM_MERGE_MEMORY) return mm_os_failed(r, 12 /* ENOMEM */);
     if (rc) {
         r->file = MM_FILE_LOG;
@@ -127,10 +136,37 @@ static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capaci
 
 typedef struct read_call {
     uint64_t pid, known_wts;
-    int merge;
+    int how;
     uint8_t *buffer;
     uint64_t capacity;
 } read_call;
+
+/* What the caller has is the newest. */
+__attribute__((noinline, cold)) static void count_hit(mm *m, uint64_t begun)
+{
+    uint64_t n = mm_sample(mm_row_count(m->metrics, MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
+    if (n) mm_time_end(m, MM_TIME_get_hit, begun, n);
+}
+
+__attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uint64_t n) { mm_time_end(m, MM_TIME_page_in, begun, n); }
+
+/* One look at the clock tells the slow ones, which are all timed; of the others some (metrics.h). */
+static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
+{
+    if (!m->metrics) return;
+    if (a->how == MM_READ_FRAGMENTS) {
+        mm_count(m, MM_COUNT_fragment_reads, 1);
+        return;
+    }
+    if (!anything) {
+        count_hit(m, begun);
+        return;
+    }
+    bool slow = mm_os_ticks() - begun > MM_TICKS_SLOW;
+    uint64_t n = mm_row_count(m->metrics, slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
+    n = slow ? 1 : mm_sample(n, MM_EVERY_page_in);
+    if (n) time_read(m, begun, n);
+}
 
 static int read_pinned(mm *m, const read_call *a, mm_result *r)
 {
@@ -140,7 +176,8 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     mm_chain_view c;
     int rc = mm_head(m, a->pid, &head, r);
     if (rc) return rc;
-    fetching f = { mm_os_ticks(), 0 };
+    uint64_t begun = mm_os_ticks();
+    fetching f = { begun, 0 };
     uint64_t h = at_load_acquire(head);
     if (!h) return MM_NOPAGE;
     rc = mm_look_head(m, a->pid, h, &v, &helped, r);
@@ -157,8 +194,10 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     if (r->kind == MM_KIND_FREE) return MM_OK;
     rc = mm_chain_open(m, &c, false, r);
     if (rc) return rc;
-    return a->merge && c.whole && m->merge_kind && a->pid >= 2 ? emit_merged(m, &c, a->buffer, a->capacity, r)
-                                                               : emit_array(m, &c, a->buffer, a->capacity, r);
+    bool merged = a->how == MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
+    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : emit_array(m, &c, a->buffer, a->capacity, r);
+    if (!rc) count_read(m, a, c.count != 0, begun);
+    return rc;
 }
 
 static int read_page(mm *m, void *args, mm_result *r)
@@ -171,9 +210,9 @@ static int read_page(mm *m, void *args, mm_result *r)
     return rc;
 }
 
-int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
+int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int how, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
-    read_call a = { pid, known_wts, merge, buffer, capacity };
+    read_call a = { pid, known_wts, how, buffer, capacity };
     memset(r, 0, sizeof *r);
     r->key.pid = pid;
     return mm_guarded(m, r, read_page, &a);

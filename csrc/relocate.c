@@ -75,6 +75,7 @@ static int move_once(mm *m, uint64_t pid, uint64_t segment, at_word *head, uint6
     uint64_t last = write_copies(m, pid, &c), found = h, next = mm_head_next(h, last);
     if (!at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
         return MM_CONFLICT;
     }
     r->key = (mm_key){ .pid = pid, .head = next };
@@ -93,6 +94,7 @@ int mm_relocate(mm *m, uint64_t pid, uint64_t segment, uint64_t *moved, mm_resul
     at_word *head;
     int rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m), before = *moved;
     mm_announce(m);
     rc = mm_head(m, pid, &head, r);
     if (!rc) {
@@ -100,6 +102,10 @@ int mm_relocate(mm *m, uint64_t pid, uint64_t segment, uint64_t *moved, mm_resul
         while (rc == MM_CONFLICT);
     }
     rc = mm_blame(m, rc, r);
+    if (*moved != before) {
+        mm_count_alone(m, MM_COUNT_rewrites, 1);
+        mm_time_end_alone(m, MM_TIME_rewrite, begun, 1);
+    }
     mm_publish_end(m);
     return rc;
 }

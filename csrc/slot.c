@@ -97,7 +97,10 @@ bool mm_reap_if_dead(mm *m, uint32_t i)
 {
     if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
     bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
-    if (dead) reap(m, i);
+    if (dead) {
+        reap(m, i);
+        mm_count(m, MM_COUNT_reaps, 1);
+    }
     mm_unlock_range(m->config.lock, i, 1);
     return dead;
 }
@@ -187,7 +190,8 @@ static int try_claim(mm *m, uint32_t i, mm_result *r)
     at_max_release(&m->g->slots_used, i + 1); /* before LIVE: whoever scans sees the slot */
     m->slot_index = i;
     uint64_t state = at_load_acquire(&s->state);
-    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);
+    m->claimed_dead = (state & 255) == MM_SLOT_LIVE; /* counted when there is a row to count in (metrics.c) */
+    if (m->claimed_dead) reap(m, i);
     at_store_relaxed(&s->pid, (uint64_t)getpid());
     at_store_relaxed(&s->opened, mm_os_now());
     at_store_relaxed(&s->operations, 0);

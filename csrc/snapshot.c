@@ -193,7 +193,12 @@ static int write_pinned(mm *m, void *args, mm_result *r)
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL); /* to the end: it also keeps the mapping */
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m);
     rc = write_snapshot(args, r);
+    if (!rc) {
+        mm_count(m, MM_COUNT_snapshots, 1);
+        mm_time_end(m, MM_TIME_snapshot, begun, 1);
+    }
     mm_leave(m, pin);
     return rc;
 }

@@ -178,6 +178,7 @@ static int show(mm *m, view_call *a, mm_view *v, mm_result *r)
     if (k == OVERFLOW) a->kept = keep_pin(m, a->pin);
     pv_add(&m->busy, MM_VIEW_ONE); /* the bit of the pin is there still: nobody unmaps in between */
     *a->hold = k;
+    mm_count(m, MM_COUNT_views, 1);
     return MM_OK;
 }
 

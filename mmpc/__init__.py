@@ -3,6 +3,7 @@
 from ._backup import Backup
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
+from ._metrics import Histogram, Metrics, ProcessMetrics, prometheus
 from ._open import open
 from ._readers import Reader, readers
 from ._space import Cleaned, clean
@@ -46,18 +47,21 @@ __all__ = [
     "FragmentTooLarge",
     "FragmentTypeError",
     "Free",
+    "Histogram",
     "IncompatibleStore",
     "LastWriteWins",
     "Materialized",
     "Materializer",
     "Max",
     "Meta",
+    "Metrics",
     "MmpcError",
     "PageCache",
     "PageFreed",
     "PageNotFound",
     "PagePtr",
     "Problem",
+    "ProcessMetrics",
     "Reader",
     "Report",
     "Salvaged",
@@ -72,6 +76,7 @@ __all__ = [
     "backup",
     "clean",
     "open",
+    "prometheus",
     "readers",
     "salvage",
     "verify",

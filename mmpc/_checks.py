@@ -17,3 +17,9 @@ def check_cleanup(threshold: object, skew: object) -> tuple[int, int]:
         raise ValueError(f"segment_cleanup_threshold must be from 0.01 to 0.99, not {threshold}")
     check_int("segment_cleanup_skew", skew, 0, 98)
     return round(threshold * 100), int(skew)  # type: ignore[call-overload]
+
+
+def check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value

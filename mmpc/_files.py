@@ -2,8 +2,8 @@
 
 A store is a directory.  `config` is written last at creation, by rename: a directory without it is no store
 yet.  `control`, `table`, `ids` and `rts` are volatile: made aside and renamed, and trusted only while the
-identity block in `control` names exactly these files and this boot.  `open.lock` is held for creation and
-recovery, never by running operations.
+identity block in `control` names exactly these files and this boot.  `metrics` is volatile and never trusted.
+`open.lock` is held for creation and recovery, never by running operations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LASTING = ("config", "log", "marks", "lock", "open.lock")
 VOLATILE = ("control", "table", "ids", "rts")
+METRICS = "metrics"  # volatile too, but nothing depends on it: made when it can be, used where it fits
 FORMAT = 4
 MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
@@ -178,7 +179,7 @@ def is_temporary_snapshot(name: str) -> bool:
 
 def belongs(name: str) -> bool:
     """Whether a file of that name may be in a store."""
-    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in (*VOLATILE, METRICS)), "config.new", METRICS)
     return name in known or is_snapshot(name) or is_temporary_snapshot(name)
 
 
@@ -403,25 +404,54 @@ def _not_a_directory(path: str) -> str:
     return path
 
 
+def create_metrics(path: str, control: int) -> None:
+    """Makes `metrics` anew, for the `control` of that descriptor; without room for it nothing is counted."""
+    name = os.path.join(path, METRICS)
+    try:
+        fd = create_file(name + ".new")
+        try:
+            made = lib.mm_metrics_format(fd, control) == 0
+        finally:
+            os.close(fd)
+        if made:
+            os.rename(name + ".new", name)
+        else:
+            remove_file(name + ".new")
+    except OSError:
+        return
+
+
+def count(path: str, mm: Any) -> None:
+    """Lets an attachment count what it does, in the store's `metrics`, if that is there."""
+    try:
+        fd = os.open(os.path.join(path, METRICS), os.O_RDWR | _SAFELY)
+    except OSError:
+        return
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        lib.mm_metrics_attach(mm, fd)  # which closes it
+    else:
+        os.close(fd)
+
+
 def remove_volatile(path: str, control: bool) -> None:
-    """Before a recovery makes them again, so that it needs no more room than they had: `table`, `ids` and `rts`, and
-    `control` if it says nothing that a recovery that is cut off would have to know.
+    """Before a recovery makes them again, so that it needs no more room than they had: `table`, `ids`, `rts` and
+    `metrics`, and `control` if it says nothing that a recovery that is cut off would have to know.
     """
-    for name in VOLATILE:
+    for name in (*VOLATILE, METRICS):
         if control or name != "control":
             remove_file(os.path.join(path, name))
 
 
 def remove_new(path: str) -> None:
     """What a recovery that was refused had made aside."""
-    for name in (*VOLATILE, "config"):
+    for name in (*VOLATILE, METRICS, "config"):
         remove_file(os.path.join(path, name + ".new"))
 
 
 def remove_unborn(path: str) -> None:
     """What a creation that was refused had made; `open.lock` stays, others may wait for it."""
     remove_new(path)
-    for name in ("config", *VOLATILE, "log", "marks", "lock"):
+    for name in ("config", *VOLATILE, METRICS, "log", "marks", "lock"):
         remove_file(os.path.join(path, name))
 
 
@@ -438,7 +468,8 @@ def remove_store(path: str) -> None:
     for name in (
         *(n for n in os.listdir(path) if is_snapshot(n) or is_temporary_snapshot(n)),
         *VOLATILE,
-        *(n + ".new" for n in VOLATILE),
+        METRICS,
+        *(n + ".new" for n in (*VOLATILE, METRICS)),
         "config.new",
         "config",
         "log",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import _files, _store
-from ._checks import check_cleanup, check_int
+from ._checks import check_bool, check_cleanup, check_int
 from ._face import T
 from .materializer import Materializer, by_name
 from .pagecache import PageCache, ReadOnlyPageCache
@@ -35,6 +35,8 @@ def open(
     segment_cleanup_skew: int = 10,
     idgen_persist_interval: int = _store.ID_INTERVAL,
     event_log: str | os.PathLike[str] | None = None,
+    metrics: bool = True,
+    print_profile_on_close: bool = False,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -55,6 +57,9 @@ def open(
     Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
     `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
     `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
+
+    `metrics`: this process counts and times what it does, for `PageCache.metrics`, at a cost of a percent or two.
+    `print_profile_on_close` prints those of all processes to standard output when this handle is closed.
 
     `idgen_persist_interval` (1 to 2^40): `generate_id` writes a record once in so many numbers, and a recovery skips at
     most twice as many.  Each process may have its own; a small one makes numbers slow, since each record is flushed.
@@ -102,6 +107,8 @@ def open(
         mapped_capacity,
         idgen_persist_interval,
     )
+    options.metrics = check_bool("metrics", metrics)
+    options.profile = check_bool("print_profile_on_close", print_profile_on_close)
     recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
     if recorded:
         from . import event_log as events
@@ -135,6 +142,8 @@ def reopen(
     cleanup: tuple[int, int],
     mapped: int | None,
     id_interval: int = _store.ID_INTERVAL,
+    metrics: bool = True,
+    profile: bool = False,
     event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
@@ -151,4 +160,6 @@ def reopen(
         segment_cleanup_skew=cleanup[1],
         idgen_persist_interval=id_interval,
         event_log=event_log,
+        metrics=metrics,
+        print_profile_on_close=profile,
     )

@@ -111,10 +111,12 @@ class Found:
         self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed
         return epoch + 1
 
-    def tell(self, seconds: float) -> None:
-        """One line for the log of the program."""
+    def tell(self, seconds: float, mm: Any) -> None:
+        """Counts it, in the attachment that came of it, and says a line for the log of the program."""
         if self.report.segments == 0:
             return  # a store that was just made
+        lib.mm_metrics_add(mm, lib.mm_metric_named(0, b"recoveries"), 1)
+        lib.mm_metrics_record(mm, lib.mm_metric_named(1, b"recover"), int(seconds * 1e9), 1)
         import logging  # not at import: it takes longer than all of mmpc
 
         r = self.report

@@ -69,7 +69,9 @@ class Options:
         "kind",
         "mapped",
         "materializer",
+        "metrics",
         "path",
+        "profile",
         "segment_shift",
         "temporary",
         "threshold",
@@ -87,10 +89,14 @@ class Options:
         cleanup: tuple[int, int] = (40, 10),
         mapped: int | None = None,
         id_interval: int = ID_INTERVAL,
+        metrics: bool = True,
+        profile: bool = False,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.mapped = mapped
         self.id_interval = id_interval  # idgen_persist_interval
+        self.metrics = metrics
+        self.profile = profile  # printed on close
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
@@ -202,6 +208,8 @@ def _attach(config: Config, options: Options, locked: bool = False) -> Attachmen
                 return None  # all taken, or somebody holds all bytes for a moment: `open_store` tries again
             raise _failed(status[0], r)
     attachment = Attachment(mm)
+    if options.metrics:
+        _files.count(options.path, mm)
     if lib.mm_identity_check(c, r) or not _same_file(c.control, os.path.join(options.path, "control")):
         return None
     return attachment
@@ -317,7 +325,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
             _files.remove_new(options.path)
             raise
         attachment = _take_over(c, files, options)
-    found.tell(time.monotonic() - begun)
+    found.tell(time.monotonic() - begun, attachment.mm)
     return attachment
 
 
@@ -414,6 +422,9 @@ def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
     if mm == ffi.NULL:
         raise _failed(status[0], r)
     attachment = Attachment(mm)
+    _files.create_metrics(options.path, c.control)
+    if options.metrics:
+        _files.count(options.path, mm)
     for pid, payload in ((0, _EMPTY_MAP), (1, _ZERO)):
         rc = lib.mm_install(mm, pid, payload, len(payload), r)
         if rc not in (errors.OK, errors.CONFLICT):

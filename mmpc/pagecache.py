@@ -11,6 +11,7 @@ from . import _backup, _files, _maintenance, _snapshot, _store, _views, errors
 from ._checks import check_int
 from ._face import Materialized, PagePtr, T, Verbs
 from ._meta import Collections
+from ._metrics import Measured
 from ._native import ffi, lib
 from ._stats import Stats
 from .materializer import Materializer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _VIEW_TRIES = 8  # consolidations for one view, against writers that append all the time
 
 
-class PageCache(Verbs[T], Collections):
+class PageCache(Measured, Verbs[T], Collections):
     """A handle to an open store; made by `mmpc.open`, a context manager.
 
     Any number of threads may share a handle.  It pickles (path and options) and survives fork: a forked child
@@ -398,6 +399,8 @@ class PageCache(Verbs[T], Collections):
         with self._lock:
             if self._closed:
                 return
+            if self._options.profile and self._pid == os.getpid():
+                self._print_profile()
             self._closed = True
             _handles.discard(self)
             self._unbind()
@@ -462,6 +465,8 @@ class PageCache(Verbs[T], Collections):
             o.cleanup,
             o.mapped,
             o.id_interval,
+            o.metrics,
+            o.profile,
         )
 
     def __repr__(self) -> str:

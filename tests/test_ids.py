@@ -369,3 +369,16 @@ def test_a_damaged_page_1_is_told_to_who_asks_for_a_number_and_to_nobody_else(pa
         return pc.get(pid).unwrap(), errors
 
     assert children.run(look) == (["0" * 30000], ["log True"] * 3)
+
+
+def test_a_limit_that_no_ceiling_bears_is_not_believed(path: str) -> None:
+    """A turned bit in `control` at rest: numbers would be handed out that a recovery hands out again."""
+    with mmpc.open(path, mmpc.Append(), create=True) as pc:
+        before = pc.generate_id()
+    with open(os.path.join(path, "control"), "r+b") as f:
+        f.seek(4096 + 896 + 5)
+        f.write(b"\x01")
+    with mmpc.open(path, mmpc.Append()) as pc:
+        number = pc.generate_id()
+        assert before < number < ceiling(pc)
+    assert mmpc.verify(path).ok

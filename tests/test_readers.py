@@ -46,6 +46,7 @@ def test_what_a_tx_holds_and_delays(open_store: Open, path: str) -> None:
     pc = open_store(segment_size=SMALL)
     pid, _ = pc.allocate([0])
     churn(pc, pid)
+    pc.generate_id()  # the first number of a life flushes, which steps the epoch; a Tx draws one under its pin
     with pc.begin():
         epoch = pc.stats().epoch
         churn(pc, pid)

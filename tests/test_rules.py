@@ -38,9 +38,11 @@ IMPORTS: dict[str, set[str]] = {
     "_reserved": set(),
     "_meta": {"errors", "codec", "_checks", "_native", "_reserved"},
     "_stats": {"_readers"},
+    "_metrics": {"errors", "_native", "_files", "_layout", "_readers", "_profile"},
+    "_profile": {"_metrics"},
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_meta", "_open", "_snapshot", "_stats", "_store"}
-    | {"_views", "tx"},
+    | {"_metrics", "_views", "tx"},
     "_open": {"event_log", "materializer", "pagecache", "_checks", "_face", "_files", "_store"},
     "_recording": {"errors", "results"},
     "event_log": {"errors", "codec", "_files", "_layout", "_native", "_recording", "pagecache"},

@@ -44,4 +44,9 @@ one 0 written; one 0 written -DHELP_STICKY
 
 for v in REAP_BLIND HELP_SILENT HELP_BEFORE REAP_SILENT REAP_FIRST NO_ANNOUNCE DIRTY_FIRST WITHDRAW_FIRST LSN_EARLY; do one 1 clean -D$v; done
 one 0 clean; one 0 clean -DHELP_COUNT; one 0 clean -DHELPER_QUIET; one 0 clean -DSTABLE_FIRST
+
+for v in NO_FLUSH GO_ON_LOW LIMIT_WANT; do one 1 numbers -D$v; done
+for v in NO_HELP CEILING_ALONE; do one 1 numbers -DONE=2 -D$v; done
+for v in TELL_FIRST LSN_COLOUR LOWER; do one 1 numbers -DKILLS=0 -DDRAWS=3 -D$v; done
+one 0 numbers -DONE=2
 exit $bad

@@ -268,8 +268,8 @@ def rivals(world: World) -> None:
 
 
 def _steady(author: Author, n: int) -> None:
-    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have just
-    written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
+    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have
+    just written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
     """
     author.pads, author.large = (3000,), 1 << 30
     for _ in range(3):
