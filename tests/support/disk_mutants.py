@@ -61,35 +61,6 @@ MUTANTS = [
         ("extents",),
     ),
     Mutant(
-        "an-intent-will-do-for-a-run",
-        (
-            (
-                "csrc/extent.c",
-                "    mm_want_mark(m, at_load_acquire(&m->g->epoch)); /* an intent lists leases, and no run (intent.c) */\n",
-                "",
-            ),
-        ),
-        ("extents",),
-    ),
-    Mutant(
-        "a-payload-is-written-when-its-record-is-published",
-        (
-            (
-                "csrc/extent.c",
-                "        if (payload) at_copy(run->body + inside, payload + inside, n);\n"
-                "        table[k] = mm_checksum_payload(seed, place, run->body + inside, n);\n",
-                "        table[k] = mm_checksum_payload(seed, place, payload ? payload + inside : run->body + inside, n);\n",
-            ),
-            (
-                "csrc/page.c",
-                "    rc = mm_guarded(m, r, body, &small);\n    mm_run_done(m, &run, rc);\n",
-                "    rc = mm_guarded(m, r, body, &small);\n"
-                "    if (!rc) at_copy(run.body, c->payload, c->length);\n    mm_run_done(m, &run, rc);\n",
-            ),
-        ),
-        ("extents",),
-    ),
-    Mutant(
         "a-store-that-the-trace-does-not-tell",
         (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
         ("create",),
