@@ -350,4 +350,13 @@ void mm_destroy(mm *m)
 
 int mm_is_closed(const mm *m) { return pv_load(&m->finished) != 0; }
 uint32_t mm_slot_number(const mm *m) { return m->slot_index; }
-uint64_t mm_limit(const mm *m) { return (m->group_limit - MM_RECORD_HEADER) & ~UINT64_C(7); }
+/* A payload up to this lies in its record: a BASE that fits half a group, a DELTA that fits a quarter, so that any DELTA may follow any BASE. */
+uint64_t mm_inline_limit(const mm *m, enum mm_kind kind)
+{
+    return (m->group_limit / (kind == MM_KIND_DELTA ? 4 : 2) - MM_RECORD_HEADER - MM_INDEX_MAX) & ~UINT64_C(7);
+}
+uint64_t mm_limit(const mm *m)
+{
+    (void)m;
+    return MM_EXTENT_MOST;
+}

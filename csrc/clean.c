@@ -346,6 +346,7 @@ static int look_for_pending(mm *m, void *args, mm_result *r)
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
+    if (c->effort != MM_EFFORT_WRITER) mm_runs_sweep(m);
     look_around(m, &v);
     c->since = v.pending >= PENDING_MOST || c->all ? v.since : 0;
     mm_leave(m, pin);

@@ -12,16 +12,29 @@
  *
  * Nothing is parsed where it lies: a fragment is looked into in the copy.  Bounds are those of mm_look, on fields read once.
  */
+#include <string.h>
+
 #include "mapped.h"
 
 #define TRIES 4096u
 #define PATIENT 64u /* tries without giving the processor away */
 
+/* The run of a record that is in place itself: so what it says is read as it was written. */
+static bool run_in_place(mm *m, const mm_view *v)
+{
+    mm_extent x;
+    mm_result ignored;
+    memcpy(&x, v->payload, sizeof x);
+    const mm_segment *s = mm_segment_of(m, x.address, &ignored);
+    uint64_t w = s ? at_load_acquire(&s->word) : 0, state = mm_segword_state(w);
+    return (state == MM_SEG_EXTENT || state == MM_SEG_RETIRED) && mm_segword_generation(w) == x.generation;
+}
+
 static bool in_place(mm *m, const mm_view *v)
 {
     uint64_t w = at_load_acquire(&m->segments[v->address >> m->segment_shift].word), state = mm_segword_state(w);
     bool used = state == MM_SEG_OPEN || state == MM_SEG_SEALED || state == MM_SEG_CLAIMED || state == MM_SEG_RETIRED;
-    return used && mm_segword_generation(w) == v->generation;
+    return used && mm_segword_generation(w) == v->generation && (!mm_is_large(v->shape) || run_in_place(m, v));
 }
 
 /* FREE and PUNCHING have the generation still: the bytes may be gone. */
@@ -37,12 +50,10 @@ static int gather(mm *m, uint64_t pid, uint64_t head, mm_chain_view *c, mm_resul
     bool helped;
     mm_view v;
     c->count = 0;
-    c->payload = 0;
     c->whole = true;
     int rc = mm_look_head(m, pid, head, &v, &helped, r);
     while (!rc) {
         c->at[c->count++] = v;
-        c->payload += mm_shape_length(v.shape);
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_OK;
         mm_view older;
         rc = mm_look(m, pid, v.prev, &older, r);
@@ -52,13 +63,14 @@ static int gather(mm *m, uint64_t pid, uint64_t head, mm_chain_view *c, mm_resul
     return rc;
 }
 
-static int copy(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+static int copy(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     for (uint32_t i = 0; i < c->count; i++) {
         int rc = mm_verify(m, &c->at[i], r);
         if (rc) return rc;
     }
-    return r->kind == MM_KIND_FREE ? MM_OK : mm_emit_array(c, buffer, capacity, r);
+    int rc = r->kind == MM_KIND_FREE ? MM_OK : mm_chain_open(m, c, false, r);
+    return r->kind == MM_KIND_FREE || rc ? rc : mm_emit_array(m, c, buffer, capacity, r);
 }
 
 /* False: what was read need not be so. */

@@ -19,7 +19,8 @@ typedef struct change {
     uint64_t pid, wts, from; /* wts: of the caller's key; from: VERB_CREATE, the head word that must be there */
     const void *payload;
     uint64_t length;
-    uint8_t tag;
+    uint8_t tag, flags;
+    mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
     bool frees;          /* its space may come from the reserve: a FREE record, and what keeps reading possible */
 } change;
 
@@ -41,19 +42,17 @@ static void key_of(mm *m, uint64_t pid, uint64_t head, uint64_t version, mm_resu
 }
 
 /* A group of records must fit one lease (relocation, consolidation).  Records under 1/512 of a group cannot exceed half of it in
- * 250 steps; larger ones are added up here. */
+ * 250 steps; larger ones are added up here.  The first DELTA always fits (mm_inline_limit): three quarters with its BASE, and what it is merged to, at most
+ * half, with it. */
 static int chain_bytes_fit(mm *m, const change *c, const mm_view *head, mm_result *r)
 {
     uint64_t span = mm_span_of(c->length), half = m->group_limit / 2;
     bool base = mm_shape_depth(head->shape) == 1;
-    if (!base && span < m->group_limit / 512) return MM_OK;
+    if (base || span < m->group_limit / 512) return MM_OK;
     mm_view v = *head;
     for (uint64_t sum = span;;) {
         sum += mm_shape_span(v.shape);
-        if (sum > half) {
-            r->length = half - MM_RECORD_HEADER;
-            return base ? MM_TOOBIG : MM_CHAIN;
-        }
+        if (sum > half) return MM_CHAIN;
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_OK;
         int rc = mm_look(m, c->pid, v.prev, &v, r);
         if (rc) return rc;
@@ -111,7 +110,7 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
     mm_record *rec = (mm_record *)(m->log + m->lease.bump);
     uint32_t n = p->index.n;
     at_copy((uint8_t *)(rec + 1) + c->length, p->index.bytes, n); /* 0 bytes too: an access more or less would tell where a record lies */
-    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, n ? MM_FLAG_INDEX : 0, c->tag, (uint8_t)n);
+    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, (uint8_t)((n ? MM_FLAG_INDEX : 0) | c->flags), c->tag, (uint8_t)n);
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
     rec->prev_colour = mm_prev_colour(p->prev, colour);
@@ -136,7 +135,7 @@ static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_resu
     at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
     m->lease.live += (int64_t)span;
     at_store_relaxed(&m->slot->operations, at_load_relaxed(&m->slot->operations) + 1);
-    if (p->kind != MM_KIND_DELTA && p->exists) mm_retire_chain(m, c->pid, &p->old);
+    if (p->kind != MM_KIND_DELTA && p->exists) mm_retire_chain(m, c->pid, &p->old, UINT64_MAX);
 }
 
 /* Writers consolidate when the fragments on top weigh something against the base, so that a large page is not rewritten for every ten
@@ -148,9 +147,9 @@ static bool worth_tidying(mm *m, uint64_t pid, uint64_t address, uint32_t depth)
     mm_view v;
     uint64_t deltas = 0;
     while (mm_look(m, pid, address, &v, &ignored) == MM_OK) {
-        uint64_t n = mm_shape_length(v.shape);
-        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return deltas * 4 >= n;
-        deltas += n;
+        if (mm_extent_open(m, &v, &ignored)) return false;
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return deltas * 4 >= v.length;
+        deltas += v.length;
         address = v.prev;
     }
     return false;
@@ -162,9 +161,10 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     int rc = mm_head(m, c->pid, &head, r);
     if (rc) return rc;
     plan p;
-    p.room = mm_limit(m) - c->length;
+    p.room = MM_INDEX_MAX;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
+    if (c->run) mm_run_name(m, c->run, c->pid);
     rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->frees ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
@@ -187,6 +187,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
 
 static int check_payload(const mm *m, change *c, mm_result *r)
 {
+    if (c->run) return MM_OK; /* it was looked at */
     if (c->length > mm_limit(m)) {
         r->length = mm_limit(m);
         return MM_TOOBIG;
@@ -258,6 +259,49 @@ static int publish(mm *m, void *args, mm_result *r)
     return rc;
 }
 
+/* ---- large payloads ------------------------------------------------------------------------------------------------------------ */
+
+/* Whether there is any use in writing it.  A chain that is full may be consolidated meanwhile. */
+static int would_refuse(mm *m, void *args, mm_result *r)
+{
+    change *c = args;
+    at_word *head;
+    plan p = { .room = MM_INDEX_MAX };
+    memset(r, 0, sizeof *r);
+    r->key.pid = c->pid;
+    int rc = check_payload(m, c, r);
+    if (!rc) rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_announce(m);
+    change small = *c;
+    small.length = sizeof(mm_extent);
+    if (c->verb != VERB_CREATE) rc = mm_head(m, c->pid, &head, r);
+    if (!rc && c->verb != VERB_CREATE) rc = make_plan(m, &small, head, &p, r);
+    rc = mm_blame(m, rc, r);
+    mm_publish_end(m);
+    return rc == MM_CHAIN ? MM_OK : rc;
+}
+
+/* A verb: `body` publishes a change.  A payload that is too large for a record is written to a run first, with no lock held (extent.c). */
+static int perform(mm *m, mm_body *body, change *c, mm_result *r)
+{
+    mm_run run;
+    bool delta = c->verb == VERB_APPEND || c->verb == VERB_LINK;
+    if (c->length <= mm_inline_limit(m, delta ? MM_KIND_DELTA : MM_KIND_BASE)) return mm_guarded(m, r, body, c);
+    int rc = mm_guarded(m, r, would_refuse, c);
+    if (rc) return rc;
+    rc = mm_run_write(m, c->verb == VERB_CREATE ? MM_MAX_PID : c->pid, c->payload, c->length, &run, r);
+    if (rc) return rc;
+    change small = *c;
+    small.payload = &run.extent;
+    small.length = sizeof run.extent;
+    small.flags = MM_FLAG_EXTENT;
+    small.run = &run;
+    rc = mm_guarded(m, r, body, &small);
+    mm_run_done(m, &run, rc);
+    return rc;
+}
+
 /* ---- the verbs --------------------------------------------------------------------------------------------------------------- */
 
 /* A chain that is full is consolidated here when C knows how to merge; a losing consolidator means that another one won. */
@@ -275,37 +319,37 @@ static int publish_delta(mm *m, void *args, mm_result *r)
 int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_APPEND, .pid = pid, .payload = payload, .length = length };
-    return pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
+    return pid < 2 ? MM_RESERVED : perform(m, publish_delta, &c, r);
 }
 
 int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_LINK, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish_delta, &c, r);
 }
 
 int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_free(mm *m, const mm_key *key, mm_result *r)
 {
     change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts, .frees = true };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r)
 {
     change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length, .frees = frees != 0 };
-    return key->pid > 1 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid > 1 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = pid, .payload = payload, .length = length };
-    return mm_guarded(m, r, publish, &c);
+    return perform(m, publish, &c, r);
 }
 
 /* An id is a hint until the CAS from the head it was taken with: a lost one is simply dropped (model: ids.pml). */
@@ -334,5 +378,5 @@ static int allocate(mm *m, void *args, mm_result *r)
 int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
-    return mm_guarded(m, r, allocate, &c);
+    return perform(m, allocate, &c, r);
 }

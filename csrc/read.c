@@ -44,7 +44,6 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
     mm_view v = *head;
     if (mm_version_wts(v.version) < known_wts) known_wts = 0; /* cannot be: read all, trust nothing cached */
     c->count = 0;
-    c->payload = 0;
     c->whole = false;
     for (;;) {
         if (known_wts && mm_version_wts(v.version) <= known_wts) return MM_OK;
@@ -52,7 +51,6 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
         int rc = mm_verify(m, &v, r);
         if (rc) return rc;
         c->at[c->count++] = v;
-        c->payload += mm_shape_length(v.shape);
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) {
             c->whole = true;
             return MM_OK;
@@ -70,6 +68,18 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
     return walk(m, pid, head, known_wts, c, (fetching){ 0, 0 }, r);
 }
 
+int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r)
+{
+    c->payload = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        int rc = mm_extent_open(m, &c->at[i], r);
+        if (!rc && verify) rc = mm_extent_verify(m, &c->at[i], r);
+        if (rc) return rc;
+        c->payload += c->at[i].length;
+    }
+    return MM_OK;
+}
+
 static uint64_t array_header(uint8_t *out, uint32_t n)
 {
     if (n < 16) {
@@ -83,32 +93,34 @@ static uint64_t array_header(uint8_t *out, uint32_t n)
 }
 
 /* One msgpack array: a header, and the fragments as they are. */
-int mm_emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+int mm_emit_array(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     r->length = 3 + c->payload;
     if (capacity < r->length) return MM_SPACE;
     uint64_t at = array_header(buffer, c->count);
     for (uint32_t i = c->count; i-- > 0;) {
-        uint64_t n = mm_shape_length(c->at[i].shape);
-        memcpy(buffer + at, c->at[i].payload, n);
-        at += n;
+        int rc = mm_extent_copy(m, &c->at[i], buffer + at, r);
+        if (rc) return rc;
+        at += c->at[i].length;
     }
     r->length = at;
     r->cost = mm_merge_cost(buffer, at);
     return MM_OK;
 }
 
-static int emit_merged(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     mm_span spans[MM_CHAIN_MAX];
     for (uint32_t i = 0; i < c->count; i++)
-        spans[i] = (mm_span){ c->at[c->count - 1 - i].payload, mm_shape_length(c->at[c->count - 1 - i].shape) };
+        spans[i] = (mm_span){ c->at[c->count - 1 - i].body, c->at[c->count - 1 - i].length };
     uint64_t bound = mm_merge_bound((int)m->merge_kind, spans, c->count), length = 0;
     r->length = bound;
     if (capacity < bound) return MM_SPACE;
+    int rc = mm_chain_open(m, c, true, r);
+    if (rc) return rc;
     uint64_t n = m->metrics && c->count > 1 ? mm_sample(mm_row_count(m->metrics, MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
     uint64_t begun = n ? mm_os_ticks() : 0;
-    int rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
+    rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
     if (n) mm_time_end(m, MM_TIME_merge, begun, n);
     if (rc == MM_MERGE_MEMORY) return mm_os_failed(r, 12 /* ENOMEM */);
     if (rc) {
@@ -180,8 +192,10 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->count = c.count;
     r->tidy = r->depth > m->tidy_depth;
     if (r->kind == MM_KIND_FREE) return MM_OK;
+    rc = mm_chain_open(m, &c, false, r);
+    if (rc) return rc;
     bool merged = a->how == MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
-    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(&c, a->buffer, a->capacity, r);
+    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(m, &c, a->buffer, a->capacity, r);
     if (!rc) count_read(m, a, c.count != 0, begun);
     return rc;
 }
@@ -211,6 +225,7 @@ int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int how, uint8_t *buffer, u
 typedef struct chain_call {
     uint64_t pid, *triples;
     uint32_t capacity;
+    bool whole; /* looks at every byte */
 } chain_call;
 
 static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
@@ -225,6 +240,7 @@ static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
     if (!rc && !h) rc = MM_NOPAGE;
     if (!rc) rc = mm_look_head(m, a->pid, h, &v, &helped, r);
     if (!rc) rc = walk(m, a->pid, &v, 0, &c, f, r);
+    if (!rc && a->whole) rc = mm_chain_open(m, &c, true, r);
     for (uint32_t i = 0; !rc && i < c.count && i < a->capacity; i++) {
         a->triples[3 * i] = c.at[i].address;
         a->triples[3 * i + 1] = c.at[i].version;
@@ -247,7 +263,7 @@ static int chain(mm *m, void *args, mm_result *r)
 int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r)
 {
     memset(r, 0, sizeof *r);
-    return mm_guarded(m, r, chain, &(chain_call){ pid, triples, capacity });
+    return mm_guarded(m, r, chain, &(chain_call){ pid, triples, capacity, false });
 }
 
 static int pages_given(mm *m, void *end, mm_result *r)
@@ -270,7 +286,7 @@ int mm_check(mm *m, uint64_t *pages, mm_result *r)
     int found = mm_guarded(m, r, pages_given, &end);
     if (found) return found;
     for (uint64_t pid = 0; pid < end; pid++) {
-        int rc = mm_chain(m, pid, &none, 0, r);
+        int rc = mm_guarded(m, r, chain, &(chain_call){ pid, &none, 0, true });
         r->key.pid = pid;
         if (rc == MM_NOPAGE) continue;
         if (rc) return rc;
@@ -284,12 +300,16 @@ static void count_segments(mm *m, mm_stats *s)
     mm_result ignored;
     if (s->segments && !mm_segment_of(m, (s->segments - 1) << m->segment_shift, &ignored)) return;
     for (uint64_t i = 0; i < s->segments; i++) {
-        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[i].word));
+        uint64_t word = at_load_acquire(&m->segments[i].word), state = mm_segword_state(word), rest = mm_segword_rest(word);
         int64_t live = (int64_t)at_load_relaxed(&m->segments[i].live);
         bool free = state == MM_SEG_FREE || state == MM_SEG_HOLE || state == MM_SEG_PUNCHING;
         s->segments_free += free;
         s->segments_retired += state == MM_SEG_RETIRED;
-        if (free || state == MM_SEG_RETIRED) continue;
+        if (state == MM_SEG_EXTENT && rest & MM_REST_RUN) {
+            s->log_used += at_load_relaxed(&m->segments[i].looked);
+            s->log_live += at_load_relaxed(&m->segments[i].looked);
+        }
+        if (free || state == MM_SEG_RETIRED || state == MM_SEG_EXTENT) continue;
         s->log_used += m->segment_size;
         if (live > 0) s->log_live += (uint64_t)live;
     }

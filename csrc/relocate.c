@@ -49,7 +49,8 @@ static uint64_t write_copies(mm *m, uint64_t pid, const mm_chain_view *c)
         const mm_view *v = &c->at[i];
         uint64_t s = v->shape, here = at;
         uint8_t depth = (uint8_t)(c->count - i), inner = i ? 0 : (uint8_t)(c->count - 1);
-        s = mm_shape(mm_shape_length(s), depth, mm_shape_kind(s), i ? MM_FLAG_INNER : 0, mm_shape_tag(s), inner);
+        uint8_t flags = (uint8_t)((i ? MM_FLAG_INNER : 0) | (mm_shape_flags(s) & MM_FLAG_EXTENT)); /* what names a run is moved, the run is not */
+        s = mm_shape(mm_shape_length(s), depth, mm_shape_kind(s), flags, mm_shape_tag(s), inner);
         at = mm_group_record(m, pid, here, last, s, mm_version_moved(v->version), colour, v->payload);
         last = here;
     }
@@ -80,7 +81,7 @@ static int move_once(mm *m, uint64_t pid, uint64_t segment, at_word *head, uint6
     r->key = (mm_key){ .pid = pid, .head = next };
     r->kind = mm_shape_kind(v.shape);
     r->depth = c.count;
-    mm_group_committed(m, &v, last, bytes, r);
+    mm_group_committed(m, &v, last, bytes, 0, r);
     *moved += bytes;
     if (r->kind == MM_KIND_FREE) mm_id_return(m, pid); /* who had the id as a candidate had it with the old head */
     return MM_OK;

@@ -53,7 +53,9 @@ void mm_reclaim(mm *m)
         uint64_t w = at_load_acquire(&m->segments[n].word), since = at_load_relaxed(&m->segments[n].since);
         if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;
         if (!oldest) oldest = mm_oldest_holder(m);
-        if (since < oldest && !mm_viewed(m, n, mm_segword_generation(w))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
+        if (since >= oldest || mm_viewed(m, n, mm_segword_generation(w))) continue;
+        if (mm_segword_rest(w) & MM_REST_RUN) mm_run_release(m, n, w);
+        else mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
     }
 }
 
@@ -63,7 +65,7 @@ void mm_reclaim(mm *m)
 
 /* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
  * file system that cannot punch keeps the bytes. */
-static bool punch(mm *m, uint64_t n)
+bool mm_punch_segment(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
@@ -84,7 +86,7 @@ uint64_t mm_punch(mm *m, uint64_t most)
     for (uint64_t i = 0; i < n && punched < most; i++) {
         if (mm_segword_state(at_load_acquire(&m->segments[i].word)) != MM_SEG_FREE) continue;
         if (kept < SPARE_SEGMENTS) kept++;
-        else punched += punch(m, i);
+        else punched += mm_punch_segment(m, i);
     }
     return punched;
 }

@@ -14,15 +14,19 @@
 
 /* ---- reaping ---------------------------------------------------------------------------------------------------- */
 
-/* Says in the header of the last lease of a slot how far it was used.  The caller holds the slot's byte.  The slot's own announcement keeps the
- * segment from being used again meanwhile. */
+/* Who looks after a slot that is being left looks at segments and chains: the slot's own announcement keeps them from being used again meanwhile.  The
+ * caller holds the slot's byte. */
+static void hold_on(mm *m, mm_slot *s)
+{
+    if (at_load_relaxed(&s->announce)) return;
+    at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
+    at_fence_full(); /* then the state of a segment, or a head: a cleaner sees the announcement, or we see what it did */
+}
+
+/* Says in the header of the last lease of a slot how far it was used. */
 static void close_lease(mm *m, mm_slot *s)
 {
     uint64_t fill = at_load_relaxed(&s->lease_fill);
-    if (!at_load_relaxed(&s->announce)) {
-        at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
-        at_fence_full(); /* then the state of the segment: a cleaner sees the announcement, or we see what it did */
-    }
     if (!fill) { /* it died while it began the lease: nothing was published in it.  If another one had been faster, it says more itself */
         mm_lease_close(m, at_load_relaxed(&s->last_lease), at_load_relaxed(&s->last_shape) >> 32, at_load_relaxed(&s->last_fill));
         fill = sizeof(mm_lease_header);
@@ -68,6 +72,7 @@ static void reap(mm *m, uint32_t i)
 {
     mm_slot *s = &m->slots[i];
     bool publishing = at_load_relaxed(&s->announce) != 0;
+    hold_on(m, s);
     mm_segment_abandon(m, i, true);
     if (publishing) commit_late(m, s);
     close_lease(m, s);
@@ -218,6 +223,7 @@ void mm_slot_release(mm *m)
 {
     mm_slot *s = m->slot;
     if (!s) return;
+    hold_on(m, s);
     mm_segment_abandon(m, m->slot_index, true);
     close_lease(m, s);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_release(&s->pins[k], 0);

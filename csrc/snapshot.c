@@ -98,6 +98,8 @@ static void copy_segments(mm *m, uint64_t n, mm_snapshot_entry *entries)
         /* A free one is none.  Its header may never have been written: then a restart forgets its generation, and it comes again. */
         entries[i].word = none ? 0 : mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
         entries[i].live = at_load_relaxed(&m->segments[i].live);
+        if (state == MM_SEG_EXTENT && mm_segword_rest(word) & MM_REST_RUN) entries[i].word |= MM_SNAPSHOT_RUN;
+        else if (state == MM_SEG_EXTENT) entries[i].word = 0; /* the first one of its run speaks for it */
     }
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         bool live = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;

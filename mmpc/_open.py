@@ -50,8 +50,9 @@ def open(
     resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
     until the kernel needs the memory.  Chains of more than `page_consolidation_threshold` fragments are merged to one
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
-    good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
-    that what any process writes is flushed within about that time: one flush a period, however many processes
+    good; fragments of half a segment and more take segments of their own.  With `flush_every_ms` (1 to
+    3,600,000) a thread of this handle sees to it that what any process writes is flushed within about that
+    time: one flush a period, however many processes
     ask for it, and none when nothing is dirty; a `read_only` handle asks for none.  None, the default: who
     needs durability calls `flush`.
 

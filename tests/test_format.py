@@ -20,6 +20,8 @@ STRUCTS = [
     "mm_segment_retired",
     "mm_lease_header",
     "mm_record",
+    "mm_extent",
+    "mm_run_header",
     "mm_mark_sector",
     "mm_snapshot_header",
     "mm_snapshot_entry",

@@ -369,9 +369,10 @@ def test_every_entry_of_the_core_is_guarded() -> None:
     names = set(re.findall(r"\b(mm_\w+)\((?:const )?mm \*m\b", header))
     source = "\n".join(path.read_text() for path in CSRC.glob("*.c"))
     definition = r"^[\w ]+\*?\b{}\([^)]*\)\s*\{{(.*?)\}}\n(?:\n|\Z)"
+    guarded = r"\bmm_guarded\(|\bperform\("  # the latter calls the former (page.c)
     bodies = {n: re.search(definition.format(n), source, re.DOTALL | re.MULTILINE) for n in names}
     assert [name for name, body in bodies.items() if body is None] == []
-    bare = {name for name, body in bodies.items() if body is not None and "mm_guarded(" not in body[1]}
+    bare = {name for name, body in bodies.items() if body is not None and not re.search(guarded, body[1])}
     assert bare - private - built_of_guarded == set()
     assert len(names) > 25
 

@@ -33,7 +33,8 @@ IMPORTS: dict[str, set[str]] = {
     "_store": {"errors", "_native", "_files", "_snapshot", "_recovery", "failpoints"},
     "_maintenance": {"errors", "_native", "_snapshot", "_store"},
     "_readers": {"errors", "_files", "_findings", "_layout", "_volatile"},
-    "_backup": {"errors", "_native", "_files", "failpoints", "_findings", "_layout", "_lasting", "_log", "_volatile"},
+    "_backup": {"errors", "_native", "_files", "failpoints", "_findings", "_layout", "_lasting", "_log", "_volatile"}
+    | {"_extent"},
     "_views": {"errors", "_native", "_store"},
     "_checks": set(),
     "_reserved": set(),
@@ -52,13 +53,14 @@ IMPORTS: dict[str, set[str]] = {
     "_space": {"errors", "_native", "_visit", "pagecache"},
     "_findings": set(),
     "_layout": {"_native"},
-    "_log": {"_native", "_layout", "_findings"},
+    "_extent": {"_layout"},
+    "_log": {"_native", "_layout", "_findings", "_extent"},
     "_lasting": {"_layout", "_findings"},
     "_intents": {"_layout", "_lasting", "_log"},
-    "_volatile": {"_layout", "_findings", "_log"},
+    "_volatile": {"_layout", "_findings", "_log", "_extent"},
     "verify": {"errors", "_files", "_intents", "_store", "_layout", "_findings", "_log", "_lasting", "_reserved"}
     | {"_volatile"},
-    "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting"},
+    "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting", "_extent"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
     | {"_reserved", "_wreck", "verify"},
     "__main__": {"cli"},

@@ -50,6 +50,17 @@ HEAD = "    int rc = mm_head(m, c->pid, &head, r);\n    if (rc) return rc;\n    
 
 MUTANTS = [
     Mutant(
+        "a-run-is-used-again-before-a-flush",
+        (
+            (
+                "csrc/reuse.c",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;",
+                "if (mm_segword_state(w) != MM_SEG_RETIRED || (since > marked && !(mm_segword_rest(w) & MM_REST_RUN))) continue;",
+            ),
+        ),
+        ("extents",),
+    ),
+    Mutant(
         "a-store-that-the-trace-does-not-tell",
         (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
         ("create",),
@@ -185,7 +196,7 @@ MUTANTS = [
     ),
     Mutant(
         "segment-header-skipped",
-        (("csrc/segment.c", "    at_copy(m->log + at, &h, sizeof h);\n", ""),),
+        (("csrc/segment.c", "    at_copy(m->log + at, whole, holds_payload(m, n) ? sizeof whole : sizeof(mm_run_header)); /* which is longer, and may have stood here */\n", "    (void)holds_payload;\n"),),
         ("writers",),
     ),
     Mutant(
