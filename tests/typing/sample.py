@@ -131,7 +131,15 @@ def errors(pages: mmpc.PageCache[Words], pid: int, key: mmpc.PagePtr) -> mmpc.Pa
 def looking(pages: mmpc.PageCache[Words], path: str, dest: str) -> None:
     stats = assert_type(pages.stats(), mmpc.Stats)
     assert_type(stats.readers, list[mmpc.Reader])
-    assert_type((stats.path, stats.segments_free, stats.log_used), tuple[str, int, int])
+    assert_type((stats.path, stats.pages, stats.stable, stats.log_used), tuple[str, int, int, int])
+    metrics = assert_type(pages.metrics(), mmpc.Metrics)
+    assert_type((metrics.counters["cache_hits"], metrics.hit_rate), tuple[int, float])
+    assert_type(metrics.histograms["append"], mmpc.Histogram)
+    assert_type(metrics.histograms["append"].p99, float)
+    assert_type(metrics.processes, list[mmpc.ProcessMetrics])
+    assert_type(mmpc.prometheus(pages, path), str)
+    with mmpc.failpoints.active("log punch"):
+        assert_type(mmpc.failpoints.hits("log punch"), int)
     assert_type(pages.backup(dest), mmpc.Backup)
     report = assert_type(mmpc.verify(path), mmpc.Report)
     for problem in report.problems:
