@@ -88,6 +88,18 @@ def decorators(node: ast.FunctionDef) -> set[str]:
     return {ast.unparse(decorator) for decorator in node.decorator_list}
 
 
+def default_of(node: ast.FunctionDef, value: ast.expr | None) -> ast.expr | None:
+    """A default as it is written, or what the constant is that it names."""
+    parts = ast.unparse(value).split(".") if isinstance(value, ast.Name | ast.Attribute) else []
+    if not parts or len(parts) > 2:
+        return value
+    modules = [Module.named(parts[0])] if len(parts) == 2 else [m for m in Module.known.values() if node in m.tree.body]
+    for statement in (statement for module in modules for statement in module.tree.body):
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == parts[-1]:
+            return statement.value
+    return value
+
+
 def signature(node: ast.FunctionDef, name: str) -> str:
     """As it is called: without self, one parameter a line if it is long."""
     spec = node.args
@@ -96,12 +108,13 @@ def signature(node: ast.FunctionDef, name: str) -> str:
     pairs = list(zip(positional, defaults, strict=True))
     if pairs and pairs[0][0].arg in ("self", "cls"):
         pairs = pairs[1:]
-    parts = [parameter(arg, default) for arg, default in pairs]
+    parts = [parameter(arg, default_of(node, default)) for arg, default in pairs]
     if spec.vararg is not None:
         parts.append("*" + parameter(spec.vararg, None))
     elif spec.kwonlyargs:
         parts.append("*")
-    parts += [parameter(arg, default) for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    named = zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    parts += [parameter(arg, default_of(node, default)) for arg, default in named]
     if spec.kwarg is not None:
         parts.append("**" + parameter(spec.kwarg, None))
     result = f" -> {ast.unparse(node.returns)}" if node.returns is not None else ""
