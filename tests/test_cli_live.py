@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ def write(path: str) -> None:
 def test_top_of_a_store_at_work(open_store: Open, path: str, children: Children) -> None:
     pc = open_store(segment_size=SMALL)
     writers = [children.start(write, path) for _ in range(2)]
+    while pc.stats().slots < 3:  # the test has a watchdog
+        time.sleep(0.01)
     with pc.begin():
         epoch = pc.stats().epoch
         found = object_of("top", path, "--interval", "0.7")
