@@ -555,6 +555,13 @@ class Log:
         """What a record with EXTENT says, which was whole when it was read."""
         return Extent(self.read(record.address + RECORD.size, EXTENT_BODY.size).ljust(EXTENT_BODY.size, b"\0"))
 
+    def payload(self, record: Record) -> bytes:
+        """Of a record that was whole when it was read; without what is damaged in a run: that its chain tells."""
+        if record.shape & EXTENT:
+            pieces = self.extent(record).checked(self.read, self.uuid)
+            return b"".join(piece for _at, piece in pieces if piece is not None)
+        return self.read(record.address + RECORD.size, record.length)
+
     def _wrong_with_extent(self, record: Record) -> Problem | None:
         """Every byte of a payload that lies in a run, and the header of that."""
         extent = self.extent(record)

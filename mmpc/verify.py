@@ -404,7 +404,7 @@ class Check:
 
     def _judge_reserved(self, log: Log, record: Record) -> None:
         """What the store itself wrote to pages 0 and 1, if the record is still there."""
-        wrong = _reserved.wrong_with(record.page, log.read(record.address + RECORD.size, record.length))
+        wrong = _reserved.wrong_with(record.page, log.payload(record))
         if wrong is not None and log.look(record.address) is not None:
             self.findings.damage("log", record.address, wrong, record.page)
 
