@@ -518,7 +518,8 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
     """Removes a temporary store unless somebody is attached, or is in another slot than `but`, the caller's own.
 
     Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in. Who
-    does not `wait` for that lock leaves the store to whoever holds it.
+    does not `wait` for that lock leaves the store to whoever holds it. The store that was left may be gone, and another
+    one, made to stay, have its place.
     """
     from filelock import FileLock, Timeout
 
@@ -531,10 +532,12 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
                 own = _files.SLOTS if but is None else but
                 ranges = [(0, own), (own + 1, _files.SLOTS - own - 1)]
                 if all(n <= 0 or lib.mm_lock_range(fd, start, n) == errors.OK for start, n in ranges):
-                    _files.remove_store(path)
+                    config = _files.read_config(path)
+                    if config is not None and config.temporary:
+                        _files.remove_store(path)
             finally:
                 os.close(fd)
-    except (OSError, Timeout):
+    except (errors.MmpcError, OSError, Timeout):
         return  # somebody else has removed it, or is there
 
 
