@@ -254,7 +254,7 @@ static int publish(mm *m, void *args, mm_result *r)
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
     if (!rc && c->pid != 1) tell_due(m, r); /* who draws a number does nothing else */
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
-    if (c->verb != VERB_CREATE) end_write(m, c, begun, rc); /* else it is the store's own page */
+    if (c->verb != VERB_CREATE && c->pid != 1) end_write(m, c, begun, rc); /* else it is the store's own doing: a page at its beginning, numbers (ids.c) */
     mm_publish_end(m);
     return rc;
 }

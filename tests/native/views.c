@@ -9,7 +9,7 @@
 #include "harness.h"
 #include "internal.h"
 
-enum { VIEWERS = 3, PAGES = 80, HOT = 3, KEPT = 120, PAYLOAD = 40000, HEAD = 3 }; /* a page a segment */
+enum { VIEWERS = 3, PAGES = 80, HOT = 3, KEPT = 120, PAYLOAD = 29000, HEAD = 3 }; /* two pages a segment */
 
 typedef struct kept { mm_form form; uint32_t hold; uint8_t byte; } kept;
 typedef struct viewer {
