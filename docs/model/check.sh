@@ -57,7 +57,7 @@ one 1 intent -DOLD -DDEATHS=0 -DF1=0 -DHELP_OLD
 one 1 intent -DCOPY -DDEATHS=0 -DF1=0 -DBASE_ABOVE
 one 1 intent -DCOPY -DDEATHS=0 -DBASE_KEPT
 one 0 intent $o; one 0 intent $o -DFILES; one 0 intent -DF1=0 -DDEATHS=0 -DOLD
-one 0 intent -DDEATHS=0 -DCOARSE
+one 0 intent -DCOARSE
 one 0 intent -DDEATHS=0 -DCOPY
 
 for v in NO_WAIT UNCLAIM_SILENT UNCLAIM_FIRST PUT_BLIND WANT_FIRST; do one 1 promise -D$v; done
