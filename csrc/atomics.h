@@ -176,6 +176,34 @@ static inline void at_note(at_word *w, uint64_t x)
 }
 static inline uint64_t at_noted(const at_word *w) { return atomic_load_explicit(&w->v, memory_order_relaxed); }
 
+/* Counters that only people read, in a file that nothing depends on: no point at which to die, and no event of the disk build. */
+static inline uint64_t at_count(at_word *w, uint64_t n) { return atomic_fetch_add_explicit(&w->v, n, memory_order_relaxed); }
+static inline void at_count_set(at_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_relaxed); }
+static inline void at_count_release(at_word *w, uint64_t x) { atomic_store_explicit(&w->v, x, memory_order_release); }
+static inline void at_count_max(at_word *w, uint64_t x)
+{
+    uint64_t seen = atomic_load_explicit(&w->v, memory_order_relaxed);
+    while (seen < x && !atomic_compare_exchange_weak_explicit(&w->v, &seen, x, memory_order_relaxed, memory_order_relaxed)) { }
+}
+/* Adds n, by the only thread that adds to the word just now, outside of any guard: where it cannot be stored to it is skipped, as at_peek is.
+ * True: the sum went over 2^64. */
+static inline bool at_count_alone(at_word *w, uint64_t n)
+{
+#if defined(MM_PEEK_FIXED) && defined(__x86_64__)
+    bool over;
+    __asm__ __volatile__("1: addq %2, %0\n2:\n" MM_PEEK_ENTRY : "+m"(*w), "=@ccc"(over) : "re"(n));
+    return over;
+#else
+    uint64_t x = at_peek(w) + n;
+#if defined(MM_PEEK_FIXED)
+    __asm__ __volatile__("1: str %1, %0\n2:\n" MM_PEEK_ENTRY : "=Q"(*w) : "r"(x));
+#else
+    at_count_set(w, x);
+#endif
+    return x < n;
+#endif
+}
+
 /* Says that plain stores have written such bytes, where a copy would cost time. */
 static inline void at_written(const void *p, uint64_t n)
 {

@@ -172,6 +172,7 @@ void mm_os_unmap_files(mm *m)
     mm_os_unmap(m->ids_map, m->words_window);
     mm_os_unmap(m->rts_map, m->words_window);
     m->control = m->log = m->table_map = m->ids_map = m->rts_map = NULL;
+    mm_metrics_unmap(m);
 }
 
 /* Windows for log and word files.  2 TiB and 2^34 head words: an address holds more, but a process has room for 128 TiB in all its stores.
@@ -185,11 +186,12 @@ static int map_windows(mm *m, unsigned size)
     m->control_window = CONTROL_WINDOW;
     m->log_window = windows[size].log;
     m->words_window = windows[size].words;
-    int e = mm_os_map(c->control, m->control_window, &m->control);
-    if (!e) e = mm_os_map(c->log, m->log_window, &m->log);
-    if (!e) e = mm_os_map(c->table, m->words_window, &m->table_map);
-    if (!e) e = mm_os_map(c->ids, m->words_window, &m->ids_map);
-    if (!e) e = mm_os_map(c->rts, m->words_window, &m->rts_map);
+    enum mm_map how = c->observes == MM_OBSERVE_LIVE ? MM_MAP_READ : MM_MAP_SHARED;
+    int e = mm_os_map(c->control, m->control_window, how, &m->control);
+    if (!e) e = mm_os_map(c->log, m->log_window, c->observes == MM_OBSERVE_ALONE ? MM_MAP_PRIVATE : how, &m->log);
+    if (!e) e = mm_os_map(c->table, m->words_window, how, &m->table_map);
+    if (!e) e = mm_os_map(c->ids, m->words_window, how, &m->ids_map);
+    if (!e) e = mm_os_map(c->rts, m->words_window, how, &m->rts_map);
     if (e) mm_os_unmap_files(m);
     return e;
 }
@@ -237,7 +239,10 @@ static int measure_and_claim(mm *m, void *args, mm_result *r)
 {
     (void)args;
     int rc = sizes_hold(m, r);
-    return rc ? rc : mm_slot_claim(m, r);
+    if (rc || !m->config.observes) return rc ? rc : mm_slot_claim(m, r);
+    m->slot = m->unshared; /* pins go there, and hold nothing */
+    m->slot_index = MM_SLOTS;
+    return MM_OK;
 }
 
 static int attach(mm *m, mm_result *r)
@@ -248,6 +253,7 @@ static int attach(mm *m, mm_result *r)
     pthread_mutex_init(&m->cleaning, NULL);
     m->alive = mm_os_wiped_page();
     if (!m->alive) return mm_os_failed(r, errno);
+    if (m->config.observes && !(m->unshared = calloc(1, sizeof *m->unshared))) return mm_os_failed(r, ENOMEM);
     int e = mm_os_map_files(m);
     if (!e) e = mm_mapped_begin(m);
     if (e) return mm_os_failed(r, e);
@@ -262,6 +268,7 @@ static void release_memory(mm *m)
 {
     if (m->alive) munmap(m->alive, 4096);
     mm_mapped_end(m);
+    free(m->unshared);
     free(m);
 }
 
@@ -275,6 +282,8 @@ mm *mm_attach(const mm_config *c, int *status, mm_result *r)
         return NULL;
     }
     m->config = *c;
+    m->attach_begun = m->ticks_begun = mm_os_ticks();
+    m->time_begun = mm_os_monotonic();
     *status = attach(m, r);
     if (*status == MM_OK) return m;
     mm_os_unmap_files(m);
@@ -288,7 +297,7 @@ mm *mm_attach(const mm_config *c, int *status, mm_result *r)
 static int release_slot(mm *m, void *args, mm_result *r)
 {
     (void)args, (void)r;
-    mm_slot_release(m);
+    if (!m->config.observes) mm_slot_release(m);
     return MM_OK;
 }
 
@@ -341,4 +350,13 @@ void mm_destroy(mm *m)
 
 int mm_is_closed(const mm *m) { return pv_load(&m->finished) != 0; }
 uint32_t mm_slot_number(const mm *m) { return m->slot_index; }
-uint64_t mm_limit(const mm *m) { return (m->group_limit - MM_RECORD_HEADER) & ~UINT64_C(7); }
+/* A payload up to this lies in its record: a BASE that fits half a group, a DELTA that fits a quarter, so that any DELTA may follow any BASE. */
+uint64_t mm_inline_limit(const mm *m, enum mm_kind kind)
+{
+    return (m->group_limit / (kind == MM_KIND_DELTA ? 4 : 2) - MM_RECORD_HEADER - MM_INDEX_MAX) & ~UINT64_C(7);
+}
+uint64_t mm_limit(const mm *m)
+{
+    (void)m;
+    return MM_EXTENT_MOST;
+}

@@ -224,6 +224,7 @@ static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
     if (rc) return MM_OK; /* visited only, or not ours any more */
     c->retired++;
     at_add_relaxed(&m->g->cleaned, 1);
+    mm_count(m, MM_COUNT_cleaned_segments, 1);
     return MM_OK;
 }
 
@@ -284,10 +285,11 @@ typedef struct clean_call {
 static int clean_pinned(mm *m, void *args, mm_result *r)
 {
     clean_call *c = args;
-    uint64_t moved = c->report->moved;
+    uint64_t moved = c->report->moved, scanned = c->report->scanned;
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m);
     if (mm_trylock(m, MM_HOLD_CLEANING)) {
         c->inside = true;
         rc = mm_blame(m, work(m, c->effort, c->gain, c->most, c->report, r), r);
@@ -296,6 +298,12 @@ static int clean_pinned(mm *m, void *args, mm_result *r)
         mm_unlock(m, MM_HOLD_CLEANING);
     }
     at_add_relaxed(&m->g->moved, c->report->moved - moved);
+    if (c->report->scanned != scanned) {
+        mm_count(m, MM_COUNT_cleanings, 1);
+        mm_count(m, MM_COUNT_cleaned_bytes, c->report->scanned - scanned);
+        mm_count(m, MM_COUNT_moved_bytes, c->report->moved - moved);
+        mm_time_end(m, MM_TIME_clean, begun, 1);
+    }
     mm_leave(m, pin);
     return rc;
 }
@@ -338,6 +346,7 @@ static int look_for_pending(mm *m, void *args, mm_result *r)
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
+    if (c->effort != MM_EFFORT_WRITER) mm_runs_sweep(m);
     look_around(m, &v);
     c->since = v.pending >= PENDING_MOST || c->all ? v.since : 0;
     mm_leave(m, pin);

@@ -92,13 +92,18 @@ static void list_leases(mm *m, mm_mark *k)
 static int sync_and_mark(mm *m, mm_mark *k, bool intent, mm_result *r)
 {
     uint64_t suspect;
+    int failing = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE);
+    if (failing) return sync_failed(m, failing, r);
     bool distrusted = distrust(m, &suspect);
     if (distrusted) mm_dirty_again(m);
     int e = mm_os_sync(m->config.log);
     if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE_POST);
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE);
     if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);
+    if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE_POST);
     return e ? sync_failed(m, e, r) : has_failed(m, r);
 }
 
@@ -120,9 +125,12 @@ static int flush_now(mm *m, mm_result *r)
     mm_fills_now(m, k.epoch, &now);
     list_leases(m, &k);
     mm_unlock(m, MM_HOLD_PUBLISH);
+    uint64_t synced = mm_time_begin(m);
     bool intent = mm_intent_put(m, &now);
     rc = sync_and_mark(m, &k, intent, r);
     if (rc) return rc;
+    mm_count(m, MM_COUNT_syncs, 1);
+    mm_time_end(m, MM_TIME_sync, synced, 1);
     if (!intent) {
         m->base = now;
         at_max_release(&m->g->marked, k.epoch);
@@ -156,7 +164,10 @@ static int lead(mm *m, const at_word *reached, uint64_t turn, uint64_t target, m
     bool all = gather(m);
     uint64_t crowd = at_exchange_relaxed(&m->g->waiting, 0) + 1;
     int rc = has_failed(m, r);
-    if (!rc && at_load_acquire(reached) < target) rc = flush_now(m, r); /* a thread before us may have done it */
+    if (!rc && at_load_acquire(reached) < target) { /* else a thread before us has done it */
+        mm_note_value(m, MM_TIME_flush_batch, crowd, 1);
+        rc = flush_now(m, r);
+    }
     at_store_relaxed(&m->g->crowd, all ? crowd + at_load_relaxed(&m->g->waiting) : crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
     at_add_seq_cst(&m->g->flushed, 1);
@@ -220,8 +231,13 @@ static int flush_all(mm *m, void *args, mm_result *r)
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     uint64_t target = lsn ? lsn : at_load_acquire(&m->g->epoch), before = at_load_acquire(&m->g->stable);
+    uint64_t begun = mm_time_begin(m);
     if (target > at_load_acquire(&m->g->epoch)) rc = MM_LIMIT; /* never given: waiting for it would be for ever */
-    else if (lsn || !clean(m)) rc = flush_to(m, &m->g->stable, target, r);
+    else if (lsn ? before < target : !clean(m)) {
+        rc = flush_to(m, &m->g->stable, target, r);
+        mm_count(m, MM_COUNT_flushes, 1);
+        mm_time_end(m, MM_TIME_flush, begun, 1);
+    }
     if (!rc && !lsn && mm_somebody_announces(m)) reap_announcing(m);
     if (!rc) *c->advanced = at_load_acquire(&m->g->stable) - before;
     mm_leave(m, pin);

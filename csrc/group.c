@@ -15,7 +15,8 @@ typedef struct group {
     uint64_t pid, base_wts;
     const uint8_t *payload;
     uint64_t length;
-    uint8_t tag;
+    uint8_t tag, flags;
+    mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
     mm_view head;
     uint64_t head_word, base_version; /* version of the record that the base stands for */
     mm_chain_view since;              /* deltas newer than base_wts, newest first */
@@ -70,12 +71,12 @@ static uint64_t write_group(mm *m, const group *g)
 {
     uint64_t colour = at_load_acquire(&m->g->epoch), at = m->lease.bump, last = at;
     uint32_t n = g->since.count;
-    uint64_t shape = mm_shape((uint32_t)g->length, 1, MM_KIND_BASE, n ? MM_FLAG_INNER : 0, g->tag, 0);
+    uint64_t shape = mm_shape((uint32_t)g->length, 1, MM_KIND_BASE, (uint8_t)((n ? MM_FLAG_INNER : 0) | g->flags), g->tag, 0);
     at = mm_group_record(m, g->pid, at, 0, shape, mm_version_moved(g->base_version), colour, g->payload);
     for (uint32_t i = 1; i <= n; i++) {
         const mm_view *v = &g->since.at[n - i];
-        shape = mm_shape(mm_shape_length(v->shape), (uint8_t)(i + 1), MM_KIND_DELTA, i < n ? MM_FLAG_INNER : 0, mm_shape_tag(v->shape),
-                         i < n ? 0 : (uint8_t)n);
+        uint8_t flags = (uint8_t)((i < n ? MM_FLAG_INNER : 0) | (mm_shape_flags(v->shape) & MM_FLAG_EXTENT));
+        shape = mm_shape(mm_shape_length(v->shape), (uint8_t)(i + 1), MM_KIND_DELTA, flags, mm_shape_tag(v->shape), i < n ? 0 : (uint8_t)n);
         uint64_t here = at;
         at = mm_group_record(m, g->pid, here, last, shape, mm_version_moved(v->version), colour, v->payload);
         last = here;
@@ -83,8 +84,9 @@ static uint64_t write_group(mm *m, const group *g)
     return last;
 }
 
-/* The CAS won: the commit word, then the bookkeeping.  The content is what it was. */
-void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, mm_result *r)
+/* The CAS won: the commit word, then the bookkeeping.  The content is what it was; of the old records those up to the wts `merged` are in the new base,
+ * the others were copied, and name the runs that they did. */
+void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, uint64_t merged, mm_result *r)
 {
     at_word *w = (at_word *)(m->log + last);
     at_store_release(w, mm_committed((uint32_t)at_load_relaxed(w))); /* release: who sees it, sees a whole group (intent.c) */
@@ -95,7 +97,7 @@ void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes
     m->lease.bump += bytes;
     at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
     m->lease.live += (int64_t)bytes;
-    mm_retire_chain(m, r->key.pid, old);
+    mm_retire_chain(m, r->key.pid, old, merged);
 }
 
 /* The caller holds the mutex and has announced.  Each lost CAS is somebody else's progress; it gives up after many. */
@@ -117,10 +119,11 @@ static int publish_group(mm *m, group *g, mm_result *r)
         if (at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
             r->key = (mm_key){ .pid = g->pid, .head = next };
             r->depth = g->since.count + 1;
-            mm_group_committed(m, &g->head, last, bytes, r);
+            mm_group_committed(m, &g->head, last, bytes, g->base_wts, r);
             return MM_OK;
         }
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
     }
     return rc ? rc : MM_CONFLICT;
 }
@@ -135,88 +138,163 @@ static int begin(mm *m, uint64_t pid, mm_result *r)
     return rc;
 }
 
+static void count_group(mm *m, uint64_t begun, int rc)
+{
+    if (rc == MM_CONFLICT) mm_count_alone(m, MM_COUNT_consolidations_lost, 1);
+    if (rc) return;
+    mm_count_alone(m, MM_COUNT_consolidations, 1);
+    mm_time_end_alone(m, MM_TIME_consolidate, begun, 1);
+}
+
 static int consolidate(mm *m, void *args, mm_result *r)
 {
     group *g = args;
     int rc = begin(m, g->pid, r);
     if (rc) return rc;
-    r->length = mm_limit(m);
-    if (g->length > r->length) rc = MM_TOOBIG;
-    if (!rc && m->merge_kind) {
-        g->tag = mm_merge_class((int)m->merge_kind, g->payload, g->length);
-        if (!g->tag) rc = MM_TYPE;
-    }
-    if (!rc) rc = publish_group(m, g, r);
-    rc = mm_blame(m, rc, r);
+    uint64_t begun = mm_time_begin(m);
+    rc = mm_blame(m, publish_group(m, g, r), r);
+    count_group(m, begun, rc);
     mm_publish_end(m);
+    return rc;
+}
+
+/* A base in a run; what `run` holds is told what became of it. */
+static int consolidate_large(mm *m, group *g, mm_run *run, mm_result *r)
+{
+    g->payload = (const uint8_t *)&run->extent;
+    g->length = sizeof run->extent;
+    g->flags = MM_FLAG_EXTENT;
+    int rc = mm_guarded(m, r, consolidate, g);
+    mm_run_done(m, run, rc);
     return rc;
 }
 
 int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r)
 {
+    mm_run run;
     group g = { .pid = pid, .base_wts = base_wts, .payload = payload, .length = length };
-    return mm_guarded(m, r, consolidate, &g);
+    memset(r, 0, sizeof *r);
+    r->key.pid = pid;
+    r->length = mm_limit(m);
+    if (length > r->length) return MM_TOOBIG;
+    if (m->merge_kind) g.tag = mm_merge_class((int)m->merge_kind, payload, length);
+    if (m->merge_kind && !g.tag) return MM_TYPE;
+    if (length <= mm_inline_limit(m, MM_KIND_BASE)) return mm_guarded(m, r, consolidate, &g);
+    int rc = mm_run_write(m, pid, payload, length, &run, r);
+    return rc ? rc : consolidate_large(m, &g, &run, r);
 }
 
-/* Merges the chain, as it stands now, straight into the lease. */
-static int merge_in_place(mm *m, group *g, const mm_chain_view *c, mm_result *r)
+typedef struct merging {
+    group g;
+    mm_chain_view chain;
+    mm_span spans[MM_CHAIN_MAX]; /* oldest first */
+    uint64_t bound;              /* bytes of the merge, at most */
+} merging;
+
+/* The chain of the page as it stands now, every byte of it verified. */
+static int find_chain(mm *m, merging *w, mm_result *r)
 {
-    mm_span spans[MM_CHAIN_MAX];
-    for (uint32_t i = 0; i < c->count; i++)
-        spans[i] = (mm_span){ c->at[c->count - 1 - i].payload, mm_shape_length(c->at[c->count - 1 - i].shape) };
-    uint64_t bound = mm_merge_bound((int)m->merge_kind, spans, c->count), length = 0;
-    if (mm_span_of(bound) > m->group_limit) {
-        r->length = m->group_limit;
-        return MM_TOOBIG;
-    }
-    int rc = mm_reserve(m, mm_span_of(bound), MM_GROWS, r);
+    at_word *head;
+    mm_view v;
+    bool helped;
+    mm_chain_view *c = &w->chain;
+    int rc = mm_head(m, w->g.pid, &head, r);
     if (rc) return rc;
-    uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
+    uint64_t h = at_load_acquire(head);
+    if (!h) return MM_NOPAGE;
+    rc = mm_look_head(m, w->g.pid, h, &v, &helped, r);
+    if (rc) return rc;
+    if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_CONFLICT;
+    rc = mm_walk(m, w->g.pid, &v, 0, c, r);
+    if (!rc) rc = mm_chain_open(m, c, true, r);
+    for (uint32_t i = 0; !rc && i < c->count; i++) w->spans[c->count - 1 - i] = (mm_span){ c->at[i].body, c->at[i].length };
+    w->g.base_wts = mm_version_wts(v.version);
+    if (!rc) w->bound = mm_merge_bound((int)m->merge_kind, w->spans, c->count);
+    return rc;
+}
+
+static int merge_to(mm *m, merging *w, uint8_t *out, mm_result *r)
+{
+    const mm_chain_view *c = &w->chain;
     MM_POINT();
-    rc = mm_merge((int)m->merge_kind, spans, c->count, out, bound, &length);
-    at_written(out, bound);
+    int rc = mm_merge((int)m->merge_kind, w->spans, c->count, out, w->bound, &w->g.length);
     if (rc) {
         r->file = MM_FILE_LOG;
         r->offset = c->at[0].address;
         return rc == MM_MERGE_MEMORY ? mm_os_failed(r, 12 /* ENOMEM */) : MM_UNUSABLE;
     }
-    g->payload = out;
-    g->length = length;
-    g->tag = mm_merge_class((int)m->merge_kind, out, length);
-    return g->tag ? MM_OK : MM_UNUSABLE;
+    w->g.payload = out;
+    w->g.tag = mm_merge_class((int)m->merge_kind, out, w->g.length);
+    return w->g.tag ? MM_OK : MM_UNUSABLE;
 }
 
-static int merge_chain(mm *m, uint64_t pid, mm_result *r)
+/* Merges straight into the lease.  MM_SPACE: what comes of it may be too large for one. */
+static int merge_chain(mm *m, merging *w, mm_result *r)
 {
-    at_word *head;
-    mm_view v;
-    bool helped;
-    mm_chain_view c;
-    int rc = mm_head(m, pid, &head, r);
+    int rc = find_chain(m, w, r);
     if (rc) return rc;
-    uint64_t h = at_load_acquire(head);
-    if (!h) return MM_NOPAGE;
-    rc = mm_look_head(m, pid, h, &v, &helped, r);
+    if (w->bound > mm_inline_limit(m, MM_KIND_BASE)) return MM_SPACE;
+    rc = mm_reserve(m, mm_span_of(w->bound), MM_GROWS, r);
     if (rc) return rc;
-    if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_CONFLICT;
-    rc = mm_walk(m, pid, &v, 0, &c, r);
-    if (rc) return rc;
-    group g = { .pid = pid, .base_wts = mm_version_wts(v.version) };
-    rc = merge_in_place(m, &g, &c, r);
-    return rc ? rc : publish_group(m, &g, r);
+    uint8_t *out = m->log + m->lease.bump + MM_RECORD_HEADER;
+    rc = merge_to(m, w, out, r);
+    at_written(out, w->bound);
+    return rc ? rc : publish_group(m, &w->g, r);
 }
 
-static int consolidate_native(mm *m, void *pid, mm_result *r)
+static int consolidate_native(mm *m, void *args, mm_result *r)
 {
-    uint64_t page = *(uint64_t *)pid;
-    int rc = begin(m, page, r);
+    merging *w = args;
+    int rc = begin(m, w->g.pid, r);
     if (rc) return rc;
-    rc = mm_blame(m, merge_chain(m, page, r), r);
+    uint64_t begun = mm_time_begin(m);
+    rc = mm_blame(m, merge_chain(m, w, r), r);
+    count_group(m, begun, rc);
     mm_publish_end(m);
     return rc;
 }
 
+/* The page may have grown since the run was taken: MM_SPACE, again. */
+static int merge_to_run(mm *m, void *args, mm_result *r)
+{
+    merging *w = args;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    rc = find_chain(m, w, r);
+    if (!rc && w->bound > w->g.run->room) rc = MM_SPACE;
+    if (!rc) rc = merge_to(m, w, w->g.run->body, r);
+    if (!rc) rc = mm_run_seal(m, w->g.run, w->g.length, r);
+    rc = mm_blame(m, rc, r);
+    mm_leave(m, pin);
+    return rc;
+}
+
+#define LARGE_TRIES 8
+
+/* Into a run, with no lock held; a result that turns out to be small lies in one until the page is merged again. */
+static int merge_large(mm *m, merging *w, mm_result *r)
+{
+    mm_run run;
+    int rc = MM_SPACE;
+    for (int tries = 0; (rc == MM_SPACE || rc == MM_BUSY) && tries < LARGE_TRIES; tries++) {
+        r->length = mm_limit(m);
+        if (w->bound > r->length) return MM_TOOBIG;
+        rc = mm_run_take(m, w->g.pid, w->bound, &run, r);
+        if (rc) return rc;
+        w->g.run = &run;
+        rc = mm_guarded(m, r, merge_to_run, w);
+        if (rc) mm_run_done(m, &run, rc);
+    }
+    if (rc == MM_SPACE || rc == MM_BUSY) return MM_CONFLICT;
+    return rc ? rc : consolidate_large(m, &w->g, &run, r);
+}
+
 int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r)
 {
-    return m->merge_kind ? mm_guarded(m, r, consolidate_native, &pid) : MM_CHAIN;
+    merging w;
+    w.g = (group){ .pid = pid };
+    if (!m->merge_kind) return MM_CHAIN;
+    int rc = mm_guarded(m, r, consolidate_native, &w);
+    return rc == MM_SPACE ? merge_large(m, &w, r) : rc;
 }

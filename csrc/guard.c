@@ -1,6 +1,7 @@
 /* guard.c - SIGBUS: a file that somebody cut, or a page that the device cannot give, under a mapping of ours.
  *
  * Inside mm_guarded the handler jumps back to it, and the call answers MM_CORRUPT; outside, a peek (atomics.h: at_peek) is given 0 and goes on.
+ * Where only the metrics were cut, memory of this process takes their place, and the access is done again.
  * Every other SIGBUS is handed to whoever had the signal before us, as if we were not there.
  *
  * The jump restores no signal mask: the handler runs with SA_NODEFER and an empty mask, so the kernel changes none.  No lock of libc can be
@@ -144,6 +145,7 @@ static void on_bus(int number, siginfo_t *info, void *context)
         chain.raised = chain.asked = false;
         if (peek_goes_on(context)) return;
         mm_guard *g = mm_guard_now;
+        if (g && mm_metrics_fault(g->m, info->si_addr)) return;
         if (g && locate(g->m, info->si_addr, &g->file, &g->offset)) siglongjmp(g->back, 1);
     } else if (raised_again(info))
         return;

@@ -19,6 +19,7 @@
 
 #include "mmpc.h"
 #include "objects.h"
+#include "peek.h"
 
 #define HOT_LONG (128 * 1024)        /* bytes from which on a read or write releases the GIL */
 #define HOT_LONG_MERGE (64 * 1024)   /* the same for a consolidation */
@@ -33,6 +34,13 @@ typedef struct hot_state { /* of the module */
     PyObject *encode, *decode; /* of mmpc.codec; NULL until first needed */
 } hot_state;
 
+/* What is timed only now and then (metrics.h): the first ones, all of them, then each that stands for those before it too. */
+typedef struct hot_sampling {
+    uint32_t left;  /* that come before one is timed */
+    uint32_t begun; /* how many of the first were timed */
+} hot_sampling;
+enum hot_counting { HOT_COUNTED = 0, HOT_TIMED = 1, HOT_UNCOUNTED = 2 }; /* TIMED: the next hit is timed */
+
 typedef struct hot_verbs { /* a handle */
     PyObject_HEAD
     mm *m;            /* NULL: closed, or never bound */
@@ -43,7 +51,26 @@ typedef struct hot_verbs { /* a handle */
     int kind;         /* enum mm_merge_kind */
     int last;         /* size rule: the size of a value is that of its largest fragment */
     int packing;      /* `pack` is running: it serves one caller at a time */
+    int counting;     /* enum hot_counting */
+    uint64_t stood_for; /* hits that those which were timed stand for, and the ones that were there before */
+    uint32_t first_hits; /* timed, all of them */
+    hot_sampling encoding, decoding;
 } hot_verbs;
+
+/* hot_verbs.c: what is timed for the metrics; across calls into Python. */
+typedef struct hot_timing { uint64_t begun, n; } hot_timing; /* n: for how many it stands; 0: it is not timed */
+hot_timing hot_begin_timed(hot_verbs *self, hot_sampling *s, uint32_t every);
+void hot_end_timed(hot_verbs *self, int histogram, hot_timing t);
+static inline hot_timing hot_begin(hot_verbs *self, hot_sampling *s, uint32_t every)
+{
+    if (__builtin_expect(!s->left, 0)) return hot_begin_timed(self, s, every);
+    s->left--;
+    return (hot_timing){ 0, 0 };
+}
+static inline void hot_end(hot_verbs *self, int histogram, hot_timing t)
+{
+    if (__builtin_expect(t.n != 0, 0)) hot_end_timed(self, histogram, t);
+}
 
 /* hot_results.c: the key and the five results. */
 enum hot_page_kind { HOT_MATERIALIZED, HOT_FREE, HOT_UNALLOCATED, HOT_COUNTER, HOT_META };

@@ -17,7 +17,10 @@ void hot_remember(hot_verbs *self, const mm_result *r, PyObject *page, uint64_t 
                        .object = page};
     void *previous, *victim;
     if (!self->m) return; /* closed by a callback: nobody would ever let go of it */
-    while ((victim = mm_objects_make_room(&self->objects, entry.pid, size))) Py_DECREF((PyObject *)victim);
+    while ((victim = mm_objects_make_room(&self->objects, entry.pid, size))) {
+        if (self->m) mm_count_eviction(self->m);
+        Py_DECREF((PyObject *)victim);
+    }
     if (!self->m) return;
     Py_INCREF(page);
     bool stored = mm_objects_put(&self->objects, &entry, &previous);

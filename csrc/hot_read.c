@@ -4,7 +4,6 @@
  * at most one decode, and at most one merge on top of the cached value.
  */
 #include "hot.h"
-#include "peek.h"
 
 typedef struct hot_buffer {
     mm_result r;
@@ -16,7 +15,7 @@ typedef struct hot_buffer {
 
 /* ---- one call of the core ------------------------------------------------------------------------------------------ */
 
-static int read_large(mm *m, uint64_t pid, uint64_t known, int merge, hot_buffer *b)
+static int read_large(mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b)
 {
     uint64_t room = b->r.length;
     Py_XDECREF(b->holder);
@@ -26,23 +25,23 @@ static int read_large(mm *m, uint64_t pid, uint64_t known, int merge, hot_buffer
     int status;
     if (room > HOT_LONG) {
         Py_BEGIN_ALLOW_THREADS
-        status = mm_read(m, pid, known, merge, p, room, &b->r);
+        status = mm_read(m, pid, known, how, p, room, &b->r);
         Py_END_ALLOW_THREADS
     } else
-        status = mm_read(m, pid, known, merge, p, room, &b->r);
+        status = mm_read(m, pid, known, how, p, room, &b->r);
     b->p = p;
     b->source = status == MM_OK && b->r.length == room ? b->holder : NULL;
     return status;
 }
 
 /* A status of the core, or -1 and an exception. */
-static int read_page(mm *m, uint64_t pid, uint64_t known, int merge, hot_buffer *b)
+static int read_page(mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b)
 {
     b->r = (mm_result){0};
     b->source = b->holder = NULL;
     b->p = b->scratch;
-    int status = mm_read(m, pid, known, merge, b->scratch, HOT_SCRATCH, &b->r);
-    while (status == MM_SPACE) status = read_large(m, pid, known, merge, b);
+    int status = mm_read(m, pid, known, how, b->scratch, HOT_SCRATCH, &b->r);
+    while (status == MM_SPACE) status = read_large(m, pid, known, how, b);
     return status;
 }
 
@@ -206,8 +205,10 @@ static PyObject *get_materialized(hot_verbs *self, hot_buffer *b, const hot_know
         Py_INCREF(known->page);
         return known->page;
     }
+    hot_timing timing = hot_begin(self, &self->decoding, MM_EVERY_deserialize);
     PyObject *value = assemble(self, b, known);
     if (!value) return NULL;
+    hot_end(self, MM_TIME_deserialize, timing);
     if (measure(self, value, r, known->size, &size) < 0 || (r->tidy && may_tidy && tidy(self, r, value) < 0)) {
         Py_DECREF(value);
         return NULL;
@@ -238,7 +239,7 @@ static PyObject *get_once(hot_verbs *self, mm *m, uint64_t pid, int may_tidy, mm
     hot_buffer b;
     PyObject *page = NULL;
     hot_known known = hot_recall(self, pid);
-    *status = read_page(m, pid, known.wts, self->kind && pid > 1, &b);
+    *status = read_page(m, pid, known.wts, self->kind && pid > 1 ? MM_READ_MERGED : MM_READ_ARRAY, &b);
     *r = b.r;
     if (*status == MM_FREED) b.r.kind = HOT_KIND_FREE;
     if (*status == MM_OK || *status == MM_FREED) {
@@ -277,12 +278,35 @@ static inline PyObject *peek(const hot_verbs *self, uint64_t pid)
     return e->object;
 }
 
+/* The first hits are timed, all of them, then the one after each 256th; it stands for all since the one before (metrics.h). */
+__attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uint64_t pid)
+{
+    if (self->counting == HOT_UNCOUNTED || !self->m) return peek(self, pid);
+    uint64_t begun = mm_ticks(self->m);
+    PyObject *page = peek(self, pid);
+    if (!page) return NULL;
+    (void)mm_count_hit(self->m);
+    uint64_t hits = mm_hits(self->m), n = hits - self->stood_for;
+    self->stood_for = hits;
+    if (++self->first_hits >= MM_EVERY_get_hit) self->counting = HOT_COUNTED;
+    mm_metrics_time(self->m, MM_TIME_get_hit, begun, n); /* no Python: the page stays */
+    return page;
+}
+
+static inline PyObject *peek_counted(hot_verbs *self, uint64_t pid)
+{
+    if (__builtin_expect(self->counting != HOT_COUNTED, 0)) return peek_apart(self, pid);
+    PyObject *page = peek(self, pid);
+    if (page && mm_count_hit(self->m)) self->counting = HOT_TIMED;
+    return page;
+}
+
 static PyObject *get_page(hot_verbs *self, PyObject *pid_object, int may_tidy)
 {
     uint64_t pid;
     int known = hot_pid(pid_object, &pid);
     if (known < 0) return NULL;
-    PyObject *page = known ? peek(self, pid) : NULL;
+    PyObject *page = known ? peek_counted(self, pid) : NULL;
     if (page) {
         Py_INCREF(page);
         return page;
@@ -306,7 +330,7 @@ PyObject *hot_get(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyOb
 {
     if (nargs == 1 && !names && PyLong_CheckExact(args[0])) { /* the call that everybody makes */
         Py_ssize_t pid = PyLong_AsSsize_t(args[0]);
-        PyObject *page = (uint64_t)pid < HOT_PIDS ? peek(self, (uint64_t)pid) : NULL;
+        PyObject *page = (uint64_t)pid < HOT_PIDS ? peek_counted(self, (uint64_t)pid) : NULL;
         if (page) {
             Py_INCREF(page);
             return page;
@@ -336,7 +360,7 @@ static PyObject *frags_once(hot_verbs *self, mm *m, uint64_t pid, mm_result *r, 
 {
     hot_buffer b;
     PyObject *key = NULL, *list = NULL, *pair = NULL;
-    *status = read_page(m, pid, 0, 0, &b);
+    *status = read_page(m, pid, 0, MM_READ_FRAGMENTS, &b);
     *r = b.r;
     if (*status == MM_OK && b.r.kind == HOT_KIND_FREE) *status = MM_FREED;
     if (*status == MM_OK && (list = hot_decode_array(self, b.p, b.r.length, b.r.count, b.source))

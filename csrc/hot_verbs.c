@@ -1,6 +1,19 @@
 /* hot_verbs.c - the type Verbs: what PageCache inherits the hot verbs and the object cache from. */
 #include "hot.h"
 
+hot_timing hot_begin_timed(hot_verbs *self, hot_sampling *s, uint32_t every)
+{
+    bool first = s->begun < every;
+    s->begun += first;
+    s->left = s->begun < every ? 0 : every - 1;
+    return (hot_timing){ self->m ? mm_ticks(self->m) : 0, first ? 1 : every };
+}
+
+void hot_end_timed(hot_verbs *self, int histogram, hot_timing t)
+{
+    if (self->m) mm_metrics_time(self->m, (uint32_t)histogram, t.begun, t.n);
+}
+
 static PyObject *verbs_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)args;
@@ -78,6 +91,9 @@ static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const
     self->kind = (int)kind;
     self->last = last;
     self->m = (mm *)(uintptr_t)address;
+    self->counting = mm_is_counting(self->m) ? HOT_TIMED : HOT_UNCOUNTED;
+    self->stood_for = self->counting == HOT_TIMED ? mm_hits(self->m) : 0; /* the row may have been another's */
+    self->first_hits = 0;
     Py_RETURN_NONE;
 }
 

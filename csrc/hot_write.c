@@ -39,6 +39,14 @@ static void tidy(mm *m, const mm_result *r, uint64_t fragment)
     (void)hot_merge_native(m, r->key.pid, 5 * fragment * r->depth, &ignored);
 }
 
+static inline int encode_counted(hot_verbs *self, PyObject *fragment, hot_payload *out)
+{
+    hot_timing timing = hot_begin(self, &self->encoding, MM_EVERY_serialize);
+    int failed = hot_encode(self, fragment, out);
+    if (!failed) hot_end(self, MM_TIME_serialize, timing);
+    return failed;
+}
+
 /* Writes until it is done or _mend raises: 0, or -1 and an exception.  `known`: the page id is one that a page can have. */
 static int write_page(hot_verbs *self, hot_core core, const mm_key *key, int known, PyObject *pid, PyObject *fragment,
                       mm_result *r)
@@ -46,7 +54,7 @@ static int write_page(hot_verbs *self, hot_core core, const mm_key *key, int kno
     hot_payload payload;
     *r = (mm_result){0};
     if (!self->m && hot_mend(self, MM_CLOSED, r, pid, fragment) < 0) return -1;
-    if (hot_encode(self, fragment, &payload) < 0) return -1;
+    if (encode_counted(self, fragment, &payload) < 0) return -1;
     int failed = 0, due = 0;
     while (!failed) {
         mm *m = self->m;
@@ -194,7 +202,7 @@ static int batch_encode(hot_verbs *self, hot_batch *b, Py_ssize_t i)
     hot_item *item = &b->items[i];
     PyObject *pair = batch_pair(b, i);
     if (!pair || (item->known = hot_pid(PyTuple_GetItem(pair, 0), &item->pid)) < 0) return -1;
-    if (hot_encode(self, PyTuple_GetItem(pair, 1), &payload) < 0) return -1;
+    if (encode_counted(self, PyTuple_GetItem(pair, 1), &payload) < 0) return -1;
     item->offset = b->filled;
     item->length = payload.n;
     int failed = batch_store(b, &payload);

@@ -7,6 +7,7 @@
 #include "crc32c.h"
 #include "guard.h"
 #include "layout.h"
+#include "metrics.h"
 #include "mmpc.h"
 
 #define MM_ALIVE UINT64_C(0x657669614D504D4D)
@@ -97,6 +98,13 @@ struct mm {
     uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
     uint32_t candidate_first, candidate_count;
+    mm_metrics_row *metrics;  /* of our slot; NULL: nothing is counted.  Set before a second thread knows of this attachment */
+    uint8_t *metrics_map;
+    uint64_t ticks_begun, time_begun; /* mm_os_ticks and mm_os_monotonic at one moment: what a tick is */
+    pv_word tick;             /* ns of one, times 2^24, once known well */
+    uint64_t attach_begun;
+    bool claimed_dead;        /* the slot's owner before us had died: reaped */
+    mm_slot *unshared;        /* of one that observes: in place of a slot */
     mm_config config;
 };
 
@@ -123,7 +131,8 @@ static inline void mm_unlock(mm *m, enum mm_hold which)
 }
 
 /* os.c */
-int mm_os_map(int fd, uint64_t window, uint8_t **out);
+enum mm_map { MM_MAP_SHARED = 0, MM_MAP_READ = 1, MM_MAP_PRIVATE = 2 }; /* PRIVATE: stores go to memory of this process */
+int mm_os_map(int fd, uint64_t window, enum mm_map how, uint8_t **out);
 void mm_os_unmap(uint8_t *p, uint64_t window);
 int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
 int mm_os_sync(int fd);                               /* 0, or errno */
@@ -153,6 +162,23 @@ int mm_os_write_at(int fd, const void *p, uint64_t n, uint64_t offset);
 int mm_os_read_at(int fd, void *p, uint64_t n, uint64_t offset);
 int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
+
+/* metrics.c */
+static inline void mm_count(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count(m->metrics, c, n);
+}
+static inline uint64_t mm_time_begin(const mm *m) { return m->metrics ? mm_os_ticks() : 0; }
+void mm_time_end(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the time since then, n times; begun 0: not at all */
+void mm_time_end_alone(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the caller holds the mutex of publishing, as all who add to it do */
+void mm_note_value_alone(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+static inline void mm_count_alone(mm *m, enum mm_counter c, uint64_t n)
+{
+    if (m->metrics) (void)mm_row_count_alone(m->metrics, c, n);
+}
+void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
+bool mm_metrics_fault(mm *m, const void *p); /* in the handler: true, if the fault is in the metrics, which go on in memory */
+void mm_metrics_unmap(mm *m);
 
 /* times.c */
 void mm_epoch_time(mm *m, uint64_t epoch);
@@ -207,7 +233,9 @@ void mm_ids_give_back(mm *m);
 /* segment.c */
 static inline uint64_t mm_fill_word(uint64_t generation, uint64_t blocks) { return generation << 32 | blocks; }
 static inline uint64_t mm_blocks_of(const mm *m) { return m->segment_size / MM_BLOCK; }
-bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner); /* the only way to change a segment's state */
+bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner); /* this and the next: the only ways to change a segment's state */
+bool mm_segment_join(mm *m, uint64_t n, uint64_t generation, uint64_t rest);
+bool mm_segment_usable(mm *m, uint64_t n, uint64_t w);
 int mm_segment_open(mm *m, uint64_t old, mm_result *r);    /* replaces the open segment */
 uint64_t mm_segments_used(mm *m); /* up to the last one that holds anything */
 bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable); /* before its bytes are overwritten or punched */
@@ -236,12 +264,14 @@ static inline at_word *mm_retirements(const mm *m) { return (at_word *)(m->log +
 void mm_reclaim(mm *m);                                    /* RETIRED segments that nobody can need any more become FREE */
 int mm_segment_retire(mm *m, uint64_t n, mm_result *r);    /* a CLAIMED one of ours that no chain passes through */
 bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner); /* CLAIMED -> SEALED */
+bool mm_punch_segment(mm *m, uint64_t n);                  /* FREE -> HOLE */
 uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyond a few become holes of the file */
 
 /* room.c */
 #define MM_NO_SEGMENT UINT64_MAX
 int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r);
 int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r);
+int mm_room_candidate(mm *m, uint64_t but, uint64_t *n, mm_result *r); /* the segment that will be opened next, as far as one can know */
 int mm_log_round(mm *m, uint64_t *size, mm_result *r);
 
 /* rewrite.c */
@@ -254,6 +284,8 @@ typedef struct mm_view { /* a record that was looked at */
     const uint8_t *payload;
     uint64_t address, shape, version, prev, colour;
     uint32_t seed, generation;
+    const uint8_t *body; /* what the record stands for, and its length: the payload, or, once mm_extent_open has found it, what lies in a run */
+    uint64_t length;
 } mm_view;
 int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r);    /* bounds, page, kind: not the checksum */
 int mm_verify(mm *m, const mm_view *v, mm_result *r);                           /* the checksum */
@@ -264,11 +296,42 @@ uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec);
 uint64_t mm_record_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill);
 uint64_t mm_record_whole(const mm *m, uint64_t at, uint64_t end, uint32_t seed, uint64_t *word);
 void mm_seal_record(mm_record *rec, uint32_t payload_crc);                      /* checksum, commit word 0 */
-void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head);                 /* its bytes are live no more */
+void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head, uint64_t wts);    /* its bytes are live no more, nor the runs of records up to wts */
+uint64_t mm_inline_limit(const mm *m, enum mm_kind kind);                       /* a larger payload lies in a run */
+
+/* extent.c */
+static inline bool mm_is_large(uint64_t shape) { return mm_shape_flags(shape) & MM_FLAG_EXTENT; }
+int mm_extent_open(mm *m, mm_view *v, mm_result *r);                            /* body and length; the checksum of the record was looked at */
+int mm_extent_verify(mm *m, const mm_view *v, mm_result *r);                    /* every piece */
+int mm_extent_copy(mm *m, const mm_view *v, uint8_t *to, mm_result *r);         /* the same, of a copy that is made */
+typedef struct mm_run { /* a run of segments that this process has taken, and no record names yet */
+    uint64_t number, segments, page, room; /* room: bytes of payload, at most */
+    uint32_t generation;
+    bool held;
+    uint8_t *body;
+    mm_extent extent;                      /* once it is sealed: what the record says */
+} mm_run;
+int mm_run_write(mm *m, uint64_t page, const void *payload, uint64_t length, mm_run *run, mm_result *r); /* taken and sealed */
+int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r); /* not with a lock of the caller's held */
+int mm_run_seal(mm *m, mm_run *run, uint64_t length, mm_result *r);
+void mm_run_name(mm *m, mm_run *run, uint64_t page);                            /* in an announced publish, before the colour: whose it will be */
+void mm_run_done(mm *m, mm_run *run, int status);                               /* the record was published (MM_OK), or not, or who knows */
+
+/* run.c */
+int mm_run_find(mm *m, uint64_t page, uint64_t room, mm_run *run, bool *used, mm_result *r); /* taken, allocated, with a header; *used: others may look for what was there before */
+bool mm_run_deceives(const mm *m, const mm_run *run);                           /* at a border of segments its payload looks like what may stand there */
+bool mm_run_look(const mm *m, uint64_t n, mm_run_header *h);
+void mm_run_retire(mm *m, uint64_t n, uint64_t generation, uint64_t page);      /* no chain names it any more */
+void mm_run_release(mm *m, uint64_t n, uint64_t word);                          /* a RETIRED one that nobody needs becomes holes */
+void mm_run_tombstone(mm *m, uint64_t n, uint64_t generation, uint64_t salt);   /* a header for one of its segments, when it is free */
+void mm_runs_abandon(mm *m, uint32_t slot);                                     /* what its owner had in its hands; the caller has announced */
+void mm_runs_sweep(mm *m);                                                      /* those that nobody names; the caller has a pin */
+uint64_t mm_runs_pending(mm *m, uint64_t *since);                               /* bytes of RETIRED ones that wait for a flush up to *since */
+int mm_chain_names(mm *m, uint64_t pid, uint64_t address, uint64_t generation, mm_result *r); /* 1: the page's chain names the run; 0; or -status */
 
 /* group.c */
 uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload);
-void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, mm_result *r);
+void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, uint64_t merged, mm_result *r);
 
 /* clean.c */
 bool mm_clean_owed(const mm *m);            /* this process has taken so much of the log that it is to help */
@@ -288,9 +351,16 @@ typedef struct mm_chain_view {
     mm_view at[MM_CHAIN_MAX]; /* newest first */
     uint32_t count;
     bool whole;               /* ends with a BASE */
-    uint64_t payload;         /* bytes in all */
+    uint64_t payload;         /* bytes in all, once it was opened */
 } mm_chain_view;
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
+bool mm_chain_follows(const mm_view *newer, const mm_view *older);
+int mm_emit_array(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r);
+int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r); /* finds the bodies of its records, and looks at every byte of them */
+
+/* observe.c */
+int mm_observe(mm *m, uint64_t pid, uint8_t *buffer, uint64_t capacity, mm_result *r); /* mm_read without a pin */
+
 /* marks.c */
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;

@@ -34,7 +34,7 @@ static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
 /* ---- record: 40 bytes of header, the payload, the index; 8-byte aligned ------------------------------------------- */
 enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3, MM_KIND_INTENT = 4 }; /* INTENT: of no page; its payload is mm_lease_fill (intent.c) */
 enum mm_flag { MM_FLAG_INNER = 1, MM_FLAG_INDEX = 2, MM_FLAG_EXTENT = 4, MM_FLAG_TX = 8 };
-#define MM_FLAGS_KNOWN (MM_FLAG_INNER | MM_FLAG_INDEX)
+#define MM_FLAGS_KNOWN (MM_FLAG_INNER | MM_FLAG_INDEX | MM_FLAG_EXTENT)
 
 typedef struct mm_record {
     at_word crc_commit;   /* crc32c:32 | commit:32 (high); one word, so a new checksum never meets an old commit word */
@@ -165,6 +165,40 @@ typedef struct mm_lease_header {
 #define MM_LEASE_SUMMED 48u
 _Static_assert(sizeof(mm_lease_header) == 64 && offsetof(mm_lease_header, previous) == 24 && offsetof(mm_lease_header, end) == MM_LEASE_SUMMED, "lease header is stored");
 
+/* ---- extents: a large payload in a run of whole segments, contiguous, named by a small record ----------------------- */
+#define MM_EXTENT_PIECE (UINT64_C(1) << 20) /* bytes of a payload under one checksum */
+#define MM_EXTENT_MOST ((UINT64_C(1) << 30) + MM_BLOCK) /* bytes of a payload: 1 GiB and its encoding */
+typedef struct mm_extent { /* payload of a record with MM_FLAG_EXTENT */
+    uint64_t address;    /* of the run; the payload begins a block behind it */
+    uint64_t length;     /* of the payload; behind it, 8-byte aligned, the crc32c of each piece */
+    uint64_t salt;       /* of the run; seeds these checksums, with the address of each piece */
+    uint32_t generation; /* of the run */
+    uint32_t crc;        /* crc32c of the checksums of the pieces, seeded with salt and their address */
+} mm_extent;
+_Static_assert(sizeof(mm_extent) == 32 && offsetof(mm_extent, generation) == 24, "an extent is stored");
+
+/* At the start of a run, in the place of a segment header, and, once the run is free again, of each of its segments.  It says of which generation all
+ * of them are: nothing that names an earlier one is needed any more. */
+typedef struct mm_run_header {
+    uint64_t magic;
+    uint32_t crc;        /* crc32c of the bytes behind it */
+    uint32_t generation;
+    uint64_t number;     /* of the first segment */
+    uint64_t salt;
+    uint64_t epoch;      /* when it was taken */
+    uint64_t stable;     /* newest durable epoch known then */
+    uint8_t uuid[16];
+    uint64_t page;       /* whose payload it is (G16), or MM_MAX_PID: not known yet, or none any more */
+    uint64_t segments;   /* this one and those behind it */
+} mm_run_header;
+#define MM_RUN_MAGIC UINT64_C(0x6E75722D43504D4D) /* "MMPC-run" */
+_Static_assert(sizeof(mm_run_header) == 80 && offsetof(mm_run_header, page) == 64, "the header of a run is stored");
+
+static inline uint64_t mm_extent_pieces(uint64_t length) { return (length + MM_EXTENT_PIECE - 1) / MM_EXTENT_PIECE; }
+/* Bytes from the start of a run to where its checksums begin, and to where they end. */
+static inline uint64_t mm_extent_table(uint64_t length) { return MM_BLOCK + ((length + 7) & ~UINT64_C(7)); }
+static inline uint64_t mm_extent_span(uint64_t length) { return mm_extent_table(length) + 4 * mm_extent_pieces(length); }
+
 /* ---- marks: two blocks a slot, eight sectors a block; the newest whole sector anywhere is the durable epoch ----- */
 #define MM_MARK_MAGIC UINT64_C(0x6B72616D43504D4D) /* "MMPCmark" */
 #define MM_SECTOR 512u
@@ -209,10 +243,10 @@ typedef struct mm_snapshot_header { /* the rest of its block is zero; written la
     uint64_t created;    /* ns since 1970, for people */
 } mm_snapshot_header;
 _Static_assert(sizeof(mm_snapshot_header) == 88 && offsetof(mm_snapshot_header, segments) == 40, "snapshot header is stored");
-enum mm_snapshot_segment { MM_SNAPSHOT_SCAN = 1 }; /* open, or under a lease: records may have come after the copy */
+enum mm_snapshot_segment { MM_SNAPSHOT_SCAN = 1, MM_SNAPSHOT_RUN = 2 }; /* open, or under a lease: records may have come after the copy; the first of a run */
 typedef struct mm_snapshot_entry {
     uint64_t word;       /* generation:32 | enum mm_snapshot_segment:32; 0 = nothing there */
-    uint64_t live;       /* bytes in reachable records, about */
+    uint64_t live;       /* bytes in reachable records, about; of a run: the page */
 } mm_snapshot_entry;
 _Static_assert(sizeof(mm_snapshot_entry) == 16, "snapshot entry is stored");
 
@@ -317,13 +351,13 @@ enum mm_segment_state {
 };
 typedef struct mm_segment {
     at_word word;
-    at_word fill;         /* generation:32 | blocks taken:32 */
-    at_word live;         /* signed bytes in reachable records; only steers */
+    at_word fill;         /* generation:32 | blocks taken:32.  First of a run: segments instead of blocks */
+    at_word live;         /* signed bytes in reachable records; only steers.  First of a run: its page */
     at_word salt;         /* of this generation */
     at_word opened;       /* epoch */
     at_word written;      /* epoch when its last lease ended that is no slot's any more, or MM_WRITTEN_ALWAYS: CAS-max */
-    at_word since;        /* RETIRED: epoch when its last page had left and it had said so.  Written by its cleaner before the CAS */
-    at_word looked;       /* hint: epoch when a cleaner last read it through */
+    at_word since;        /* RETIRED: epoch when its last page had left and it had said so.  Written by its cleaner before the CAS.  HOLE, once the first of a run: not to be used before this is durable */
+    at_word looked;       /* hint: epoch when a cleaner last read it through.  First of a run: bytes allocated */
 } mm_segment;
 _Static_assert(sizeof(mm_segment) == 64, "segment entry is shared");
 #define MM_WRITTEN_ALWAYS UINT64_MAX /* somebody helped a record in it: no epoch bounds when that commit word was stored */
@@ -341,6 +375,10 @@ static inline uint64_t mm_segword(uint64_t state, uint64_t generation, uint64_t 
 static inline uint64_t mm_segword_state(uint64_t w) { return w & 15; }
 static inline uint64_t mm_segword_generation(uint64_t w) { return w >> 4 & 0xFFFFFF; }
 static inline uint64_t mm_segword_rest(uint64_t w) { return w >> 28; }
+/* What the rest of the word says of a run.  Its first segment: MM_REST_RUN and the slot that is at it, or MM_SLOTS; the others, once they are EXTENT:
+ * MM_REST_MEMBER and the number of the first. */
+#define MM_REST_RUN (UINT64_C(1) << 34)
+#define MM_REST_MEMBER (UINT64_C(1) << 35)
 
 #define MM_CONTROL_GLOBALS 4096u
 #define MM_CONTROL_TIMES 8192u     /* MM_TIME_ROWS rows of MM_TIME_SAMPLES samples (times.c) */
@@ -361,6 +399,38 @@ typedef struct mm_words_header {
 } mm_words_header;
 _Static_assert(sizeof(mm_words_header) == 32, "header of the word files");
 #define MM_WORDS_OFFSET 4096u
+
+/* ---- metrics: a block of header, then a row for each slot (metrics.h); nothing depends on it ---------------------- */
+#define MM_COUNTERS 62u
+#define MM_HISTOGRAMS 24u
+#define MM_BUCKETS 332u /* below 16 one value each, then eight to a doubling, up to 2^43; larger values are in the last one */
+
+typedef struct mm_histogram_row {
+    at_word sum;
+    at_word greatest;
+    at_word least;        /* all ones minus it; 0: no value yet */
+    at_word spare;
+    at_word buckets[MM_BUCKETS];
+} mm_histogram_row;
+typedef struct mm_metrics_row { /* of a slot */
+    at_word counters[MM_COUNTERS];
+    at_word incarnation;  /* of the slot, that `base` is of; written after it */
+    at_word spare;
+    at_word base[MM_COUNTERS + 2]; /* the counters as this owner of the slot found them */
+    mm_histogram_row histograms[MM_HISTOGRAMS];
+} mm_metrics_row;
+_Static_assert(sizeof(mm_histogram_row) == 2688 && sizeof(mm_metrics_row) == 65536, "rows are shared");
+
+typedef struct mm_metrics_header { /* the rest of its block is zero */
+    uint64_t magic;
+    uint64_t fingerprint; /* of the names and their order */
+    uint64_t open_id[2];  /* of `control` */
+    uint64_t created;     /* CLOCK_REALTIME, ns */
+} mm_metrics_header;
+#define MM_METRICS_MAGIC UINT64_C(0x7274656D43504D4D) /* "MMPCmetr" */
+#define MM_METRICS_ROWS 4096u
+#define MM_METRICS_WINDOW (MM_METRICS_ROWS + MM_SLOTS * sizeof(mm_metrics_row))
+_Static_assert(sizeof(mm_metrics_header) == 40, "header of metrics");
 
 /* Sizes and offsets folded to one number: two builds that differ refuse each other. */
 uint64_t mm_layout_fingerprint(void);

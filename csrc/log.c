@@ -4,6 +4,8 @@
  * mm_verify: its checksum holds (seeded with uuid, salt of the generation, address).  mm_look_head: it was found through a head
  * word, so it is published; its commit word, if 0, is stored before anything it says is used (invariant 3).
  */
+#include <string.h>
+
 #include "mapped.h"
 
 uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uint64_t n)
@@ -57,6 +59,7 @@ static bool sane(const mm *m, const mm_view *v, uint64_t pid)
     uint64_t length = mm_shape_length(v->shape), index = mm_shape_index(v->shape), room = m->segment_size - (v->address & (m->segment_size - 1));
     if (mm_record_pid(rec) != pid || (flags & ~MM_FLAGS_KNOWN) || depth == 0 || mm_version_wts(v->version) == 0) return false;
     if (flags & MM_FLAG_INDEX && (kind != MM_KIND_DELTA || flags & MM_FLAG_INNER || index == 0 || index > MM_INDEX_MAX)) return false;
+    if (flags & MM_FLAG_EXTENT && (length != sizeof(mm_extent) || kind == MM_KIND_FREE)) return false;
     if (mm_shape_span(v->shape) > room || mm_version_wts(v->version) > MM_MAX_WTS) return false;
     if (kind == MM_KIND_DELTA) return depth > 1 && v->prev != 0 && v->prev != v->address;
     return (kind == MM_KIND_BASE || (kind == MM_KIND_FREE && length == 0)) && depth == 1 && v->prev == 0;
@@ -74,6 +77,8 @@ int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r)
                     .prev = mm_record_prev(rec), .colour = mm_record_colour(rec), .seed = mm_segment_seed(m, s),
                     .generation = (uint32_t)mm_segword_generation(at_load_relaxed(&s->word)) };
     if (!sane(m, v, pid) || !mm_log_reaches(m, address + mm_shape_span(v->shape))) return mm_corrupt(r, MM_FILE_LOG, address);
+    v->body = v->payload;
+    v->length = mm_shape_length(v->shape);
     mm_mapped_use(m, address, mm_shape_span(v->shape));
     return MM_OK;
 }
@@ -106,6 +111,7 @@ static void help(mm *m, const mm_view *v, at_word *w, uint64_t word)
     at_fence_full();
     at_max_release(&m->g->dirty, at_load_acquire(&m->g->epoch));
     at_add_relaxed(&m->g->helped, 1);
+    mm_count(m, MM_COUNT_helps, 1);
     if (m->slot) at_add_seq_cst(&m->slot->helping, UINT64_MAX);
 }
 
@@ -123,7 +129,7 @@ int mm_look_head(mm *m, uint64_t pid, uint64_t head, mm_view *v, bool *helped, m
     if (word == mm_committed((uint32_t)word)) return MM_OK;
     if (word >> 32) return mm_corrupt(r, MM_FILE_LOG, v->address);
     rc = mm_verify(m, v, r); /* never commits what does not hold */
-    if (rc) return rc;
+    if (rc || m->config.observes) return rc; /* published, as its head says: nothing is built on what an observer saw */
     help(m, v, w, word);
     *helped = true;
     return MM_OK;
@@ -150,18 +156,35 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
             l->start = 0;
         }
     }
+    uint64_t begun = mm_time_begin(m);
     int rc = mm_segment_lease(m, bytes, purpose, r);
-    if (!rc) mm_mapped_use(m, l->start, l->end - l->start);
-    return rc;
+    if (rc) return rc;
+    mm_time_end_alone(m, MM_TIME_lease, begun, 1);
+    mm_count_alone(m, MM_COUNT_leases, 1);
+    mm_count_alone(m, MM_COUNT_leased_bytes, l->end - l->start);
+    mm_mapped_use(m, l->start, l->end - l->start);
+    return MM_OK;
 }
 
-/* The bytes of a replaced chain are live no more.  Only steers: stops at the first thing that looks odd. */
-void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head)
+/* A record was replaced: its run is given back, if that is what it says, and its checksum holds. */
+static void retire_run(mm *m, uint64_t pid, const mm_view *v)
+{
+    mm_result ignored;
+    mm_extent x;
+    if (!mm_is_large(v->shape) || mm_verify(m, v, &ignored)) return;
+    memcpy(&x, v->payload, sizeof x);
+    mm_run_retire(m, x.address >> m->segment_shift, x.generation, pid);
+}
+
+/* The bytes of a replaced chain are live no more, and nobody names the runs of its records up to `wts` (newer ones were copied).  Stops at the first
+ * thing that looks odd: counters only steer, and a run that nobody names is found later (mm_runs_sweep). */
+void mm_retire_chain(mm *m, uint64_t pid, const mm_view *head, uint64_t wts)
 {
     mm_result ignored;
     mm_view v = *head;
     for (uint32_t k = 0; k < MM_CHAIN_MAX; k++) {
         mm_account(m, v.address, -(int64_t)mm_shape_span(v.shape));
+        if (mm_version_wts(v.version) <= wts) retire_run(m, pid, &v);
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA || mm_look(m, pid, v.prev, &v, &ignored)) return;
     }
 }

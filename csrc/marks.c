@@ -85,7 +85,8 @@ int mm_mark_prepare(mm *m)
     uint64_t at = block_offset(m->slot_index, 0);
     mark_block b[2];
     mm_mark k[2];
-    int e = mm_os_read_at(m->config.marks, b, sizeof b, at); /* allocated when the slot was claimed */
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_MARK_PREPARE);
+    if (!e) e = mm_os_read_at(m->config.marks, b, sizeof b, at); /* allocated when the slot was claimed */
     if (e) return e < 0 ? EIO : e;
     if (!zero(b, sizeof b)) e = settle(m, b);
     if (e) return e;

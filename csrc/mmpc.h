@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "disk.h"
+#include "failpoint.h"
 #include "merge.h"
 #include "msgpack.h"
 #include "points.h"
@@ -77,11 +78,17 @@ typedef struct mm_config {
     uint32_t threshold;    /* page_consolidation_threshold */
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
+    uint32_t observes;     /* enum mm_observe */
     uint64_t id_interval;  /* idgen_persist_interval; 0: MM_ID_INTERVAL */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
+    mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
+
+/* An attachment that writes nothing: `LIVE` has every file mapped for reading and no slot, so no pin of it holds anything (observe.c).  `ALONE` is for
+ * mm_rebuild: the log is not changed either, what is stored to it goes to private memory. */
+enum mm_observe { MM_OBSERVE_NOT = 0, MM_OBSERVE_LIVE = 1, MM_OBSERVE_ALONE = 2 };
 
 enum mm_mismatch { MM_MISMATCH_ABSENT = 1, MM_MISMATCH_CHECKSUM = 2, MM_MISMATCH_LAYOUT = 3, MM_MISMATCH_BOOT = 4, MM_MISMATCH_FILES = 5, MM_MISMATCH_UUID = 6, MM_MISMATCH_FAILED = 7,
                    MM_MISMATCH_CONTROL = 8 };
@@ -125,8 +132,9 @@ int mm_free(mm *m, const mm_key *key, mm_result *r);
 int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r);
 
 /* Reads what is newer than known_wts (0: everything), oldest first, as one msgpack array, or as one merged value when
- * `merge` is set, the store's materializer is native and everything is read.  MM_SPACE: call again with more room. */
-int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r);
+ * `how` is MM_READ_MERGED, the store's materializer is native and everything is read.  MM_SPACE: call again with more room. */
+enum mm_read_how { MM_READ_ARRAY = 0, MM_READ_MERGED = 1, MM_READ_FRAGMENTS = 2 }; /* FRAGMENTS: an array, and no get (metrics.h) */
+int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int how, uint8_t *buffer, uint64_t capacity, mm_result *r);
 
 /* Publishes `payload`, the merge of everything up to version base_wts, as the page's base; what came since is copied on top.
  * Never changes the content; MM_CONFLICT: somebody else consolidated or replaced (nothing to do). */
@@ -234,11 +242,35 @@ int mm_rewrite_page(mm *m, uint64_t pid, mm_result *r); /* moves the page as it 
 
 /* ---- snapshots --------------------------------------------------------------------------------------------------------- */
 
-int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r); /* into an empty file; whole and durable on return */
+typedef struct mm_snapshot_taken { uint64_t b, begun, log_taken; } mm_snapshot_taken; /* b: what its name must say; begun: epoch when the copy began */
+int mm_snapshot_write(mm *m, int fd, mm_snapshot_taken *t, mm_result *r); /* into an empty file; whole and durable on return */
+/* It is durable under its name: what is in it need not be written again, and the log may be made shorter than an older one knows. */
+void mm_snapshot_named(mm *m, const mm_snapshot_taken *t);
 int mm_snapshot_claim(mm *m);  /* 1: one is worth it, and the caller is to write it */
 int mm_snapshot_stale(mm *m);  /* 1: something was written since the newest one */
 int mm_snapshot_look(const mm_config *c, int fd, mm_snapshot_info *info, mm_result *r);
 int mm_snapshot_check(const mm_config *c, int fd, const mm_snapshot_info *info, mm_result *r);
+
+/* ---- metrics ------------------------------------------------------------------------------------------------------------ */
+
+enum mm_metric_kind { MM_METRIC_COUNTER = 0, MM_METRIC_HISTOGRAM = 1 };
+typedef struct mm_metric { const char *name, *what, *unit; uint32_t every; } mm_metric;
+#define MM_ROW_WORDS 8192 /* of a slot's row: 64 for counters, 64 as its owner found them, then 24 histograms of 336: sum, greatest, least, spare, buckets */
+
+int mm_metric_at(uint32_t kind, uint32_t i, mm_metric *out); /* 1; 0: there are no more */
+int mm_metric_named(uint32_t kind, const char *name);        /* its number; -1: there is none */
+uint64_t mm_bucket_least(uint32_t bucket);                   /* of the values that are in it */
+int mm_metrics_format(int fd, int control);                  /* an empty file; 0, or errno */
+int mm_metrics_belongs(int fd, int control, uint64_t *created); /* 1: it is of the files of this `control`, and of this version */
+/* Counts from here on, in the row of our slot; takes the descriptor over.  0: it cannot, and nothing is counted.  Before a second thread knows of m. */
+int mm_metrics_attach(mm *m, int fd);
+/* Adds the rows of `slots` slots from `first` on to `row` (MM_ROW_WORDS words).  0, or errno. */
+int mm_metrics_read(int fd, uint32_t first, uint32_t slots, uint64_t *row);
+/* For the faces, at any time.  mm_ticks: 0 where nothing is counted. */
+uint64_t mm_ticks(const mm *m);
+void mm_metrics_add(mm *m, uint32_t counter, uint64_t n);
+void mm_metrics_time(mm *m, uint32_t histogram, uint64_t begun, uint64_t n); /* since mm_ticks */
+void mm_metrics_record(mm *m, uint32_t histogram, uint64_t value, uint64_t n);
 
 /* ---- looking ----------------------------------------------------------------------------------------------------------- */
 
@@ -257,6 +289,7 @@ uint32_t mm_crc32c(uint32_t crc, const void *p, uint64_t n);
 uint64_t mm_layout_fingerprint(void);
 int mm_lock_range(int fd, uint64_t start, uint64_t length);   /* tried, exclusive, OFD: MM_OK or MM_BUSY */
 int mm_unlock_range(int fd, uint64_t start, uint64_t length);
+int mm_range_held(int fd, uint64_t start, uint64_t length);   /* 1: somebody has a lock in it; asked without a lock, so also of a file opened for reading */
 int mm_filesystem(int fd, uint64_t *type);
 int mm_sync_fd(int fd);                                       /* fdatasync, through the seam: MM_OK or MM_OS via errno */
 int mm_reap_all(mm *m, uint64_t *reaped);                     /* reaps every dead slot */

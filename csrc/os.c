@@ -16,10 +16,11 @@
 
 #include "internal.h"
 
-/* Maps a file shared, far past its end: growth needs no remapping.  Nothing of it goes into a core dump. */
-int mm_os_map(int fd, uint64_t window, uint8_t **out)
+/* Maps a file far past its end: growth needs no remapping.  Nothing of it goes into a core dump. */
+int mm_os_map(int fd, uint64_t window, enum mm_map how, uint8_t **out)
 {
-    void *p = mmap(NULL, window, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    int access = how == MM_MAP_READ ? PROT_READ : PROT_READ | PROT_WRITE, kind = how == MM_MAP_PRIVATE ? MAP_PRIVATE : MAP_SHARED;
+    void *p = mmap(NULL, window, access, kind | MAP_NORESERVE, fd, 0);
     if (p == MAP_FAILED) return errno;
 #ifdef MADV_DONTDUMP
     madvise(p, window, MADV_DONTDUMP);
@@ -270,4 +271,11 @@ static int range(int fd, uint64_t start, uint64_t length, short kind)
 
 int mm_lock_range(int fd, uint64_t start, uint64_t length) { return range(fd, start, length, F_WRLCK); }
 int mm_unlock_range(int fd, uint64_t start, uint64_t length) { return range(fd, start, length, F_UNLCK); }
+
+int mm_range_held(int fd, uint64_t start, uint64_t length)
+{
+    struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length };
+    return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+}
+
 int mm_sync_fd(int fd) { return mm_os_sync(fd); }

@@ -19,7 +19,8 @@ typedef struct change {
     uint64_t pid, wts, from; /* wts: of the caller's key; from: VERB_CREATE, the head word that must be there */
     const void *payload;
     uint64_t length;
-    uint8_t tag;
+    uint8_t tag, flags;
+    mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
     bool frees;          /* its space may come from the reserve: a FREE record, and what keeps reading possible */
 } change;
 
@@ -41,19 +42,17 @@ static void key_of(mm *m, uint64_t pid, uint64_t head, uint64_t version, mm_resu
 }
 
 /* A group of records must fit one lease (relocation, consolidation).  Records under 1/512 of a group cannot exceed half of it in
- * 250 steps; larger ones are added up here. */
+ * 250 steps; larger ones are added up here.  The first DELTA always fits (mm_inline_limit): three quarters with its BASE, and what it is merged to, at most
+ * half, with it. */
 static int chain_bytes_fit(mm *m, const change *c, const mm_view *head, mm_result *r)
 {
     uint64_t span = mm_span_of(c->length), half = m->group_limit / 2;
     bool base = mm_shape_depth(head->shape) == 1;
-    if (!base && span < m->group_limit / 512) return MM_OK;
+    if (base || span < m->group_limit / 512) return MM_OK;
     mm_view v = *head;
     for (uint64_t sum = span;;) {
         sum += mm_shape_span(v.shape);
-        if (sum > half) {
-            r->length = half - MM_RECORD_HEADER;
-            return base ? MM_TOOBIG : MM_CHAIN;
-        }
+        if (sum > half) return MM_CHAIN;
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_OK;
         int rc = mm_look(m, c->pid, v.prev, &v, r);
         if (rc) return rc;
@@ -111,7 +110,7 @@ static void write_record(mm *m, const change *c, const plan *p, uint32_t payload
     mm_record *rec = (mm_record *)(m->log + m->lease.bump);
     uint32_t n = p->index.n;
     at_copy((uint8_t *)(rec + 1) + c->length, p->index.bytes, n); /* 0 bytes too: an access more or less would tell where a record lies */
-    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, n ? MM_FLAG_INDEX : 0, c->tag, (uint8_t)n);
+    rec->shape = mm_shape((uint32_t)c->length, p->depth, p->kind, (uint8_t)((n ? MM_FLAG_INDEX : 0) | c->flags), c->tag, (uint8_t)n);
     rec->page_colour = mm_page_colour(c->pid, colour);
     rec->version = p->version;
     rec->prev_colour = mm_prev_colour(p->prev, colour);
@@ -136,7 +135,7 @@ static void finish(mm *m, const change *c, const plan *p, uint64_t head, mm_resu
     at_store_release(&m->slot->lease_fill, m->lease.bump - m->lease.start);
     m->lease.live += (int64_t)span;
     at_store_relaxed(&m->slot->operations, at_load_relaxed(&m->slot->operations) + 1);
-    if (p->kind != MM_KIND_DELTA && p->exists) mm_retire_chain(m, c->pid, &p->old);
+    if (p->kind != MM_KIND_DELTA && p->exists) mm_retire_chain(m, c->pid, &p->old, UINT64_MAX);
 }
 
 /* Writers consolidate when the fragments on top weigh something against the base, so that a large page is not rewritten for every ten
@@ -148,9 +147,9 @@ static bool worth_tidying(mm *m, uint64_t pid, uint64_t address, uint32_t depth)
     mm_view v;
     uint64_t deltas = 0;
     while (mm_look(m, pid, address, &v, &ignored) == MM_OK) {
-        uint64_t n = mm_shape_length(v.shape);
-        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return deltas * 4 >= n;
-        deltas += n;
+        if (mm_extent_open(m, &v, &ignored)) return false;
+        if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return deltas * 4 >= v.length;
+        deltas += v.length;
         address = v.prev;
     }
     return false;
@@ -162,9 +161,10 @@ static int try_publish(mm *m, const change *c, mm_result *r)
     int rc = mm_head(m, c->pid, &head, r);
     if (rc) return rc;
     plan p;
-    p.room = mm_limit(m) - c->length;
+    p.room = MM_INDEX_MAX;
     rc = make_plan(m, c, head, &p, r); /* refuses before any space is taken */
     if (rc) return rc;
+    if (c->run) mm_run_name(m, c->run, c->pid);
     rc = mm_reserve(m, mm_span_of(c->length + p.index.n), c->frees ? MM_FREES : MM_GROWS, r);
     if (rc) return rc;
     if (c->length) at_copy(m->log + m->lease.bump + MM_RECORD_HEADER, c->payload, c->length);
@@ -179,6 +179,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
             return MM_OK;
         }
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
         rc = make_plan(m, c, head, &p, r);
         if (rc) return rc;
     }
@@ -186,6 +187,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
 
 static int check_payload(const mm *m, change *c, mm_result *r)
 {
+    if (c->run) return MM_OK; /* it was looked at */
     if (c->length > mm_limit(m)) {
         r->length = mm_limit(m);
         return MM_TOOBIG;
@@ -203,6 +205,41 @@ static void tell_due(mm *m, mm_result *r)
     m->due = false;
 }
 
+/* ---- counting (metrics.h): under the mutex of publishing, so a store does for an addition --------------------------------------------- */
+
+static const struct { uint8_t counter, time; } counted_as[] = {
+    [VERB_APPEND] = { MM_COUNT_appends, MM_TIME_append },     [VERB_LINK] = { MM_COUNT_links, MM_TIME_link },
+    [VERB_REPLACE] = { MM_COUNT_replaces, MM_TIME_replace },  [VERB_FREE] = { MM_COUNT_frees, MM_TIME_free },
+    [VERB_CREATE] = { MM_COUNT_allocates, MM_TIME_allocate } };
+_Static_assert(MM_EVERY_append == MM_EVERY_link && MM_EVERY_link == MM_EVERY_replace && MM_EVERY_replace == MM_EVERY_free
+               && MM_EVERY_free == MM_EVERY_allocate && MM_EVERY_allocate == MM_EVERY_payload, "one sample for all that a write says");
+
+static uint64_t begin_write(const mm *m, const change *c)
+{
+    const mm_metrics_row *row = m->metrics;
+    return row && mm_sample(at_noted(&row->counters[counted_as[c->verb].counter]), MM_EVERY_append) ? mm_os_ticks() : 0;
+}
+
+__attribute__((noinline, cold)) static void time_write(mm *m, const change *c, uint64_t begun, uint64_t n)
+{
+    mm_time_end_alone(m, counted_as[c->verb].time, begun, n);
+    if (c->verb != VERB_FREE) mm_note_value_alone(m, MM_TIME_payload, c->length, n);
+}
+
+/* A write that ended with `rc`. */
+static inline void end_write(mm *m, const change *c, uint64_t begun, int rc)
+{
+    mm_metrics_row *row = m->metrics;
+    if (!row) return;
+    if (rc) {
+        if (rc == MM_CONFLICT) mm_row_count_alone(row, MM_COUNT_conflicts, 1);
+        return;
+    }
+    uint64_t n = mm_row_count_alone(row, counted_as[c->verb].counter, 1);
+    mm_row_count_alone(row, MM_COUNT_payload_bytes, c->length);
+    if (begun) time_write(m, c, begun, mm_sample(n, MM_EVERY_append));
+}
+
 static int publish(mm *m, void *args, mm_result *r)
 {
     change *c = args;
@@ -211,12 +248,57 @@ static int publish(mm *m, void *args, mm_result *r)
     int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = begin_write(m, c);
     mm_announce(m);
     rc = mm_blame(m, try_publish(m, c, r), r);
     if (!rc && c->verb == VERB_FREE) mm_id_freed(m, c->pid, r->key.head);
     if (!rc && c->pid != 1) tell_due(m, r); /* who draws a number does nothing else */
     if (!rc && r->kind == MM_KIND_DELTA) r->tidy = worth_tidying(m, c->pid, mm_head_address(r->key.head), r->depth);
+    if (c->verb != VERB_CREATE) end_write(m, c, begun, rc); /* else it is the store's own page */
     mm_publish_end(m);
+    return rc;
+}
+
+/* ---- large payloads ------------------------------------------------------------------------------------------------------------ */
+
+/* Whether there is any use in writing it.  A chain that is full may be consolidated meanwhile. */
+static int would_refuse(mm *m, void *args, mm_result *r)
+{
+    change *c = args;
+    at_word *head;
+    plan p = { .room = MM_INDEX_MAX };
+    memset(r, 0, sizeof *r);
+    r->key.pid = c->pid;
+    int rc = check_payload(m, c, r);
+    if (!rc) rc = mm_publish_begin(m, r);
+    if (rc) return rc;
+    mm_announce(m);
+    change small = *c;
+    small.length = sizeof(mm_extent);
+    if (c->verb != VERB_CREATE) rc = mm_head(m, c->pid, &head, r);
+    if (!rc && c->verb != VERB_CREATE) rc = make_plan(m, &small, head, &p, r);
+    rc = mm_blame(m, rc, r);
+    mm_publish_end(m);
+    return rc == MM_CHAIN ? MM_OK : rc;
+}
+
+/* A verb: `body` publishes a change.  A payload that is too large for a record is written to a run first, with no lock held (extent.c). */
+static int perform(mm *m, mm_body *body, change *c, mm_result *r)
+{
+    mm_run run;
+    bool delta = c->verb == VERB_APPEND || c->verb == VERB_LINK;
+    if (c->length <= mm_inline_limit(m, delta ? MM_KIND_DELTA : MM_KIND_BASE)) return mm_guarded(m, r, body, c);
+    int rc = mm_guarded(m, r, would_refuse, c);
+    if (rc) return rc;
+    rc = mm_run_write(m, c->verb == VERB_CREATE ? MM_MAX_PID : c->pid, c->payload, c->length, &run, r);
+    if (rc) return rc;
+    change small = *c;
+    small.payload = &run.extent;
+    small.length = sizeof run.extent;
+    small.flags = MM_FLAG_EXTENT;
+    small.run = &run;
+    rc = mm_guarded(m, r, body, &small);
+    mm_run_done(m, &run, rc);
     return rc;
 }
 
@@ -237,37 +319,37 @@ static int publish_delta(mm *m, void *args, mm_result *r)
 int mm_append(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_APPEND, .pid = pid, .payload = payload, .length = length };
-    return pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
+    return pid < 2 ? MM_RESERVED : perform(m, publish_delta, &c, r);
 }
 
 int mm_link(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_LINK, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish_delta, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish_delta, &c, r);
 }
 
 int mm_replace(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_free(mm *m, const mm_key *key, mm_result *r)
 {
     change c = { .verb = VERB_FREE, .pid = key->pid, .wts = key->wts, .frees = true };
-    return key->pid < 2 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid < 2 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r)
 {
     change c = { .verb = VERB_REPLACE, .pid = key->pid, .wts = key->wts, .payload = payload, .length = length, .frees = frees != 0 };
-    return key->pid > 1 ? MM_RESERVED : mm_guarded(m, r, publish, &c);
+    return key->pid > 1 ? MM_RESERVED : perform(m, publish, &c, r);
 }
 
 int mm_install(mm *m, uint64_t pid, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = pid, .payload = payload, .length = length };
-    return mm_guarded(m, r, publish, &c);
+    return perform(m, publish, &c, r);
 }
 
 /* An id is a hint until the CAS from the head it was taken with: a lost one is simply dropped (model: ids.pml). */
@@ -278,6 +360,7 @@ static int allocate(mm *m, void *args, mm_result *r)
     int rc = check_payload(m, c, r);
     if (!rc) rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = begin_write(m, c);
     mm_announce(m);
     do {
         rc = mm_id_take(m, &c->pid, &c->from, r);
@@ -287,6 +370,7 @@ static int allocate(mm *m, void *args, mm_result *r)
     } while (rc == MM_CONFLICT);
     rc = mm_blame(m, rc, r);
     if (!rc) tell_due(m, r);
+    end_write(m, c, begun, rc);
     mm_publish_end(m);
     return rc;
 }
@@ -294,5 +378,5 @@ static int allocate(mm *m, void *args, mm_result *r)
 int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
-    return mm_guarded(m, r, allocate, &c);
+    return perform(m, allocate, &c, r);
 }

@@ -32,4 +32,20 @@ static inline uint64_t mm_peek_generation(const mm *m, uint64_t head)
     return mm_segword_generation(at_peek(&m->segments[n].word));
 }
 
+/* A get was answered by what the two loads validated.  The caller holds the GIL, and nobody else adds to that word: the low 56 bits are the count,
+ * the others make every 256th addition tell.  True: the next hit is to be timed. */
+static inline bool mm_count_hit(const mm *m)
+{
+    return at_count_alone(&m->metrics->counters[MM_COUNT_cache_hits], UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS);
+}
+static inline bool mm_is_counting(const mm *m) { return m->metrics != NULL; }
+static inline uint64_t mm_hits(const mm *m)
+{
+    return at_peek(&m->metrics->counters[MM_COUNT_cache_hits]) & ((UINT64_C(1) << MM_HIT_BITS) - 1);
+}
+static inline void mm_count_eviction(const mm *m)
+{
+    if (m->metrics) (void)at_count_alone(&m->metrics->counters[MM_COUNT_cache_evictions], 1);
+}
+
 #endif

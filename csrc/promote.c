@@ -200,7 +200,7 @@ static int with_log(const mm_config *c, mm_body *body, search *s, mm_result *r)
     m->config = *c;
     m->slot_index = MM_SLOTS;
     m->log_window = (mm_os_size(c->log) + MM_BLOCK) / MM_BLOCK * MM_BLOCK;
-    int e = mm_os_map(c->log, m->log_window, &m->log);
+    int e = mm_os_map(c->log, m->log_window, c->observes ? MM_MAP_READ : MM_MAP_SHARED, &m->log);
     if (e) {
         free(m);
         return mm_os_failed(r, e);

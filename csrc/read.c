@@ -7,7 +7,7 @@
 
 #include "mapped.h"
 
-static bool follows(const mm_view *newer, const mm_view *older)
+bool mm_chain_follows(const mm_view *newer, const mm_view *older)
 {
     return mm_shape_depth(older->shape) + 1 == mm_shape_depth(newer->shape) && older->version < newer->version
            && mm_shape_kind(older->shape) != MM_KIND_FREE;
@@ -18,18 +18,24 @@ typedef struct fetching {
     uint32_t covered; /* the kernel was asked for so many records already */
 } fetching;
 
-/* A record that took long to look at came from the device, and so will the rest: all of it is asked for at once.  One look at the clock a
- * record is all that a warm chain pays. */
-static void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching *f)
+/* A record that took long to look at came from the device, and so will the rest: all of it is asked for at once. */
+__attribute__((noinline, cold)) static fetching fetch_rest(mm *m, const mm_view *v, uint32_t count, fetching f)
 {
-    uint64_t now = mm_os_ticks();
-    bool slow = now - f->since > MM_TICKS_SLOW;
-    f->since = now;
-    if (!slow) return;
-    if (count >= f->covered) f->covered = count + 1 + mm_fetch_older(m, v);
+    mm_count(m, MM_COUNT_pulls, 1);
+    mm_time_end(m, MM_TIME_pull, f.since, 1);
+    if (count >= f.covered) f.covered = count + 1 + mm_fetch_older(m, v);
     if (mm_shape_body(v->shape) > MM_BLOCK / 2) mm_fetch(m, v->address, mm_shape_span(v->shape));
     mm_fetch_around(m, v->address);
-    f->since = mm_os_ticks();
+    f.since = mm_os_ticks();
+    return f;
+}
+
+/* One look at the clock a record is all that a warm chain pays. */
+static inline void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching *f)
+{
+    uint64_t now = mm_os_ticks();
+    if (now - f->since > MM_TICKS_SLOW) *f = fetch_rest(m, v, count, *f);
+    else f->since = now;
 }
 
 /* Collects what is newer than known_wts (0: all), newest first; each record's checksum holds. */
@@ -38,7 +44,6 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
     mm_view v = *head;
     if (mm_version_wts(v.version) < known_wts) known_wts = 0; /* cannot be: read all, trust nothing cached */
     c->count = 0;
-    c->payload = 0;
     c->whole = false;
     for (;;) {
         if (known_wts && mm_version_wts(v.version) <= known_wts) return MM_OK;
@@ -46,7 +51,6 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
         int rc = mm_verify(m, &v, r);
         if (rc) return rc;
         c->at[c->count++] = v;
-        c->payload += mm_shape_length(v.shape);
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) {
             c->whole = true;
             return MM_OK;
@@ -54,7 +58,7 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
         mm_view older;
         rc = mm_look(m, pid, v.prev, &older, r);
         if (rc) return rc;
-        if (c->count == MM_CHAIN_MAX || !follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
+        if (c->count == MM_CHAIN_MAX || !mm_chain_follows(&v, &older)) return mm_corrupt(r, MM_FILE_LOG, v.address);
         v = older;
     }
 }
@@ -62,6 +66,18 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r)
 {
     return walk(m, pid, head, known_wts, c, (fetching){ 0, 0 }, r);
+}
+
+int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r)
+{
+    c->payload = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        int rc = mm_extent_open(m, &c->at[i], r);
+        if (!rc && verify) rc = mm_extent_verify(m, &c->at[i], r);
+        if (rc) return rc;
+        c->payload += c->at[i].length;
+    }
+    return MM_OK;
 }
 
 static uint64_t array_header(uint8_t *out, uint32_t n)
@@ -77,30 +93,35 @@ static uint64_t array_header(uint8_t *out, uint32_t n)
 }
 
 /* One msgpack array: a header, and the fragments as they are. */
-static int emit_array(const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+int mm_emit_array(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     r->length = 3 + c->payload;
     if (capacity < r->length) return MM_SPACE;
     uint64_t at = array_header(buffer, c->count);
     for (uint32_t i = c->count; i-- > 0;) {
-        uint64_t n = mm_shape_length(c->at[i].shape);
-        memcpy(buffer + at, c->at[i].payload, n);
-        at += n;
+        int rc = mm_extent_copy(m, &c->at[i], buffer + at, r);
+        if (rc) return rc;
+        at += c->at[i].length;
     }
     r->length = at;
     r->cost = mm_merge_cost(buffer, at);
     return MM_OK;
 }
 
-static int emit_merged(const mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
     mm_span spans[MM_CHAIN_MAX];
     for (uint32_t i = 0; i < c->count; i++)
-        spans[i] = (mm_span){ c->at[c->count - 1 - i].payload, mm_shape_length(c->at[c->count - 1 - i].shape) };
+        spans[i] = (mm_span){ c->at[c->count - 1 - i].body, c->at[c->count - 1 - i].length };
     uint64_t bound = mm_merge_bound((int)m->merge_kind, spans, c->count), length = 0;
     r->length = bound;
     if (capacity < bound) return MM_SPACE;
-    int rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
+    int rc = mm_chain_open(m, c, true, r);
+    if (rc) return rc;
+    uint64_t n = m->metrics && c->count > 1 ? mm_sample(mm_row_count(m->metrics, MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
+    uint64_t begun = n ? mm_os_ticks() : 0;
+    rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
+    if (n) mm_time_end(m, MM_TIME_merge, begun, n);
     if (rc == MM_MERGE_MEMORY) return mm_os_failed(r, 12 /* ENOMEM */);
     if (rc) {
         r->file = MM_FILE_LOG;
@@ -115,10 +136,37 @@ static int emit_merged(const mm *m, const mm_chain_view *c, uint8_t *buffer, uin
 
 typedef struct read_call {
     uint64_t pid, known_wts;
-    int merge;
+    int how;
     uint8_t *buffer;
     uint64_t capacity;
 } read_call;
+
+/* What the caller has is the newest. */
+__attribute__((noinline, cold)) static void count_hit(mm *m, uint64_t begun)
+{
+    uint64_t n = mm_sample(mm_row_count(m->metrics, MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
+    if (n) mm_time_end(m, MM_TIME_get_hit, begun, n);
+}
+
+__attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uint64_t n) { mm_time_end(m, MM_TIME_page_in, begun, n); }
+
+/* One look at the clock tells the slow ones, which are all timed; of the others some (metrics.h). */
+static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
+{
+    if (!m->metrics) return;
+    if (a->how == MM_READ_FRAGMENTS) {
+        mm_count(m, MM_COUNT_fragment_reads, 1);
+        return;
+    }
+    if (!anything) {
+        count_hit(m, begun);
+        return;
+    }
+    bool slow = mm_os_ticks() - begun > MM_TICKS_SLOW;
+    uint64_t n = mm_row_count(m->metrics, slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
+    n = slow ? 1 : mm_sample(n, MM_EVERY_page_in);
+    if (n) time_read(m, begun, n);
+}
 
 static int read_pinned(mm *m, const read_call *a, mm_result *r)
 {
@@ -128,7 +176,8 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     mm_chain_view c;
     int rc = mm_head(m, a->pid, &head, r);
     if (rc) return rc;
-    fetching f = { mm_os_ticks(), 0 };
+    uint64_t begun = mm_os_ticks();
+    fetching f = { begun, 0 };
     uint64_t h = at_load_acquire(head);
     if (!h) return MM_NOPAGE;
     rc = mm_look_head(m, a->pid, h, &v, &helped, r);
@@ -143,8 +192,12 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->count = c.count;
     r->tidy = r->depth > m->tidy_depth;
     if (r->kind == MM_KIND_FREE) return MM_OK;
-    return a->merge && c.whole && m->merge_kind && a->pid >= 2 ? emit_merged(m, &c, a->buffer, a->capacity, r)
-                                                               : emit_array(&c, a->buffer, a->capacity, r);
+    rc = mm_chain_open(m, &c, false, r);
+    if (rc) return rc;
+    bool merged = a->how == MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
+    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(m, &c, a->buffer, a->capacity, r);
+    if (!rc) count_read(m, a, c.count != 0, begun);
+    return rc;
 }
 
 static int read_page(mm *m, void *args, mm_result *r)
@@ -152,14 +205,16 @@ static int read_page(mm *m, void *args, mm_result *r)
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
-    rc = mm_blame(m, read_pinned(m, args, r), r);
+    const read_call *a = args;
+    rc = m->config.observes ? mm_observe(m, a->pid, a->buffer, a->capacity, r) : read_pinned(m, a, r);
+    rc = mm_blame(m, rc, r);
     mm_leave(m, pin);
     return rc;
 }
 
-int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer, uint64_t capacity, mm_result *r)
+int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int how, uint8_t *buffer, uint64_t capacity, mm_result *r)
 {
-    read_call a = { pid, known_wts, merge, buffer, capacity };
+    read_call a = { pid, known_wts, how, buffer, capacity };
     memset(r, 0, sizeof *r);
     r->key.pid = pid;
     return mm_guarded(m, r, read_page, &a);
@@ -170,6 +225,7 @@ int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int merge, uint8_t *buffer,
 typedef struct chain_call {
     uint64_t pid, *triples;
     uint32_t capacity;
+    bool whole; /* looks at every byte */
 } chain_call;
 
 static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
@@ -184,6 +240,7 @@ static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
     if (!rc && !h) rc = MM_NOPAGE;
     if (!rc) rc = mm_look_head(m, a->pid, h, &v, &helped, r);
     if (!rc) rc = walk(m, a->pid, &v, 0, &c, f, r);
+    if (!rc && a->whole) rc = mm_chain_open(m, &c, true, r);
     for (uint32_t i = 0; !rc && i < c.count && i < a->capacity; i++) {
         a->triples[3 * i] = c.at[i].address;
         a->triples[3 * i + 1] = c.at[i].version;
@@ -206,7 +263,7 @@ static int chain(mm *m, void *args, mm_result *r)
 int mm_chain(mm *m, uint64_t pid, uint64_t *triples, uint32_t capacity, mm_result *r)
 {
     memset(r, 0, sizeof *r);
-    return mm_guarded(m, r, chain, &(chain_call){ pid, triples, capacity });
+    return mm_guarded(m, r, chain, &(chain_call){ pid, triples, capacity, false });
 }
 
 static int pages_given(mm *m, void *end, mm_result *r)
@@ -229,7 +286,7 @@ int mm_check(mm *m, uint64_t *pages, mm_result *r)
     int found = mm_guarded(m, r, pages_given, &end);
     if (found) return found;
     for (uint64_t pid = 0; pid < end; pid++) {
-        int rc = mm_chain(m, pid, &none, 0, r);
+        int rc = mm_guarded(m, r, chain, &(chain_call){ pid, &none, 0, true });
         r->key.pid = pid;
         if (rc == MM_NOPAGE) continue;
         if (rc) return rc;
@@ -243,12 +300,16 @@ static void count_segments(mm *m, mm_stats *s)
     mm_result ignored;
     if (s->segments && !mm_segment_of(m, (s->segments - 1) << m->segment_shift, &ignored)) return;
     for (uint64_t i = 0; i < s->segments; i++) {
-        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[i].word));
+        uint64_t word = at_load_acquire(&m->segments[i].word), state = mm_segword_state(word), rest = mm_segword_rest(word);
         int64_t live = (int64_t)at_load_relaxed(&m->segments[i].live);
         bool free = state == MM_SEG_FREE || state == MM_SEG_HOLE || state == MM_SEG_PUNCHING;
         s->segments_free += free;
         s->segments_retired += state == MM_SEG_RETIRED;
-        if (free || state == MM_SEG_RETIRED) continue;
+        if (state == MM_SEG_EXTENT && rest & MM_REST_RUN) {
+            s->log_used += at_load_relaxed(&m->segments[i].looked);
+            s->log_live += at_load_relaxed(&m->segments[i].looked);
+        }
+        if (free || state == MM_SEG_RETIRED || state == MM_SEG_EXTENT) continue;
         s->log_used += m->segment_size;
         if (live > 0) s->log_live += (uint64_t)live;
     }

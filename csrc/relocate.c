@@ -49,7 +49,8 @@ static uint64_t write_copies(mm *m, uint64_t pid, const mm_chain_view *c)
         const mm_view *v = &c->at[i];
         uint64_t s = v->shape, here = at;
         uint8_t depth = (uint8_t)(c->count - i), inner = i ? 0 : (uint8_t)(c->count - 1);
-        s = mm_shape(mm_shape_length(s), depth, mm_shape_kind(s), i ? MM_FLAG_INNER : 0, mm_shape_tag(s), inner);
+        uint8_t flags = (uint8_t)((i ? MM_FLAG_INNER : 0) | (mm_shape_flags(s) & MM_FLAG_EXTENT)); /* what names a run is moved, the run is not */
+        s = mm_shape(mm_shape_length(s), depth, mm_shape_kind(s), flags, mm_shape_tag(s), inner);
         at = mm_group_record(m, pid, here, last, s, mm_version_moved(v->version), colour, v->payload);
         last = here;
     }
@@ -74,12 +75,13 @@ static int move_once(mm *m, uint64_t pid, uint64_t segment, at_word *head, uint6
     uint64_t last = write_copies(m, pid, &c), found = h, next = mm_head_next(h, last);
     if (!at_cas_acq_rel(head, &found, next)) { /* release: the whole group is complete for whoever loads this head */
         at_store_relaxed(&m->slot->conflicts, at_load_relaxed(&m->slot->conflicts) + 1);
+        mm_count_alone(m, MM_COUNT_retries, 1);
         return MM_CONFLICT;
     }
     r->key = (mm_key){ .pid = pid, .head = next };
     r->kind = mm_shape_kind(v.shape);
     r->depth = c.count;
-    mm_group_committed(m, &v, last, bytes, r);
+    mm_group_committed(m, &v, last, bytes, 0, r);
     *moved += bytes;
     if (r->kind == MM_KIND_FREE) mm_id_return(m, pid); /* who had the id as a candidate had it with the old head */
     return MM_OK;
@@ -92,6 +94,7 @@ int mm_relocate(mm *m, uint64_t pid, uint64_t segment, uint64_t *moved, mm_resul
     at_word *head;
     int rc = mm_publish_begin(m, r);
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m), before = *moved;
     mm_announce(m);
     rc = mm_head(m, pid, &head, r);
     if (!rc) {
@@ -99,6 +102,10 @@ int mm_relocate(mm *m, uint64_t pid, uint64_t segment, uint64_t *moved, mm_resul
         while (rc == MM_CONFLICT);
     }
     rc = mm_blame(m, rc, r);
+    if (*moved != before) {
+        mm_count_alone(m, MM_COUNT_rewrites, 1);
+        mm_time_end_alone(m, MM_TIME_rewrite, begun, 1);
+    }
     mm_publish_end(m);
     return rc;
 }

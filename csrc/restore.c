@@ -11,7 +11,8 @@
 typedef struct restored {
     const void *payload;
     uint64_t pid, version, prev, length;
-    uint8_t kind, depth, tag;
+    uint8_t kind, depth, tag, flags;
+    mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
 } restored;
 
 static int continue_head(mm *m, uint64_t head, restored *t, mm_result *r)
@@ -43,10 +44,11 @@ static int put(mm *m, restored *t, mm_result *r)
     rc = continue_head(m, found, t, r);
     if (!rc) rc = mm_reserve(m, mm_span_of(length), MM_GROWS, r);
     if (rc) return rc;
+    if (t->run) mm_run_name(m, t->run, t->pid);
     uint64_t address = m->lease.bump, next = mm_head_next(found, address), colour = at_load_acquire(&m->g->epoch);
     mm_record *rec = (mm_record *)(m->log + address);
     if (length) at_copy(rec + 1, payload, length);
-    rec->shape = mm_shape((uint32_t)length, t->depth, t->kind, 0, t->tag, 0);
+    rec->shape = mm_shape((uint32_t)length, t->depth, t->kind, t->flags, t->tag, 0);
     rec->page_colour = mm_page_colour(t->pid, colour);
     rec->version = t->version;
     rec->prev_colour = mm_prev_colour(t->prev, colour);
@@ -70,6 +72,8 @@ static int publish(mm *m, void *args, mm_result *r)
     if (rc) return rc;
     mm_announce(m);
     rc = put(m, args, r);
+    const restored *t = args;
+    if (!rc && t->kind == MM_KIND_FREE) mm_id_return(m, t->pid); /* a hint: else only the sweep of a recovery would find the id */
     mm_publish_end(m);
     return rc;
 }
@@ -86,5 +90,15 @@ int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t
         t.tag = mm_merge_class((int)m->merge_kind, payload, length);
         if (!t.tag) return MM_TYPE;
     }
-    return mm_guarded(m, r, publish, &t);
+    if (length <= mm_inline_limit(m, (enum mm_kind)kind)) return mm_guarded(m, r, publish, &t);
+    mm_run run;
+    int rc = mm_run_write(m, pid, payload, length, &run, r);
+    if (rc) return rc;
+    t.payload = &run.extent;
+    t.length = sizeof run.extent;
+    t.flags = MM_FLAG_EXTENT;
+    t.run = &run;
+    rc = mm_guarded(m, r, publish, &t);
+    mm_run_done(m, &run, rc);
+    return rc;
 }

@@ -53,7 +53,9 @@ void mm_reclaim(mm *m)
         uint64_t w = at_load_acquire(&m->segments[n].word), since = at_load_relaxed(&m->segments[n].since);
         if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;
         if (!oldest) oldest = mm_oldest_holder(m);
-        if (since < oldest && !mm_viewed(m, n, mm_segword_generation(w))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
+        if (since >= oldest || mm_viewed(m, n, mm_segword_generation(w))) continue;
+        if (mm_segword_rest(w) & MM_REST_RUN) mm_run_release(m, n, w);
+        else mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
     }
 }
 
@@ -63,14 +65,14 @@ void mm_reclaim(mm *m)
 
 /* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
  * file system that cannot punch keeps the bytes. */
-static bool punch(mm *m, uint64_t n)
+bool mm_punch_segment(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
     uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift;
     bool whole = mm_log_reaches(m, end) && mm_os_grow(m->config.log, end - MM_BLOCK, end) == 0; /* one of an earlier life may end with a hole */
     if (whole && mm_segment_stamp_end(m, n, mm_segword_generation(w), at_load_acquire(&m->g->stable))) end -= MM_BLOCK;
-    if (mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
+    if (!mm_fail_at(m->config.failpoints, MM_FAIL_LOG_PUNCH) && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
     mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
     return true;
 }
@@ -84,7 +86,7 @@ uint64_t mm_punch(mm *m, uint64_t most)
     for (uint64_t i = 0; i < n && punched < most; i++) {
         if (mm_segword_state(at_load_acquire(&m->segments[i].word)) != MM_SEG_FREE) continue;
         if (kept < SPARE_SEGMENTS) kept++;
-        else punched += punch(m, i);
+        else punched += mm_punch_segment(m, i);
     }
     return punched;
 }

@@ -161,7 +161,7 @@ static int with_control(const mm_config *c, mm_body *work, void *args, mm_result
     mm_set_limits(m);
     mm_guard_install();
     int e = 0;
-    if (window) e = mm_os_map(c->control, window, &m->control);
+    if (window) e = mm_os_map(c->control, window, MM_MAP_SHARED, &m->control);
     int rc = e ? mm_os_failed(r, e) : MM_OK;
     if (!rc && !window) rc = mm_guarded(m, r, work, args);
     else if (!rc) {
@@ -228,7 +228,8 @@ static int truncate_log(mm *m, void *cut, mm_result *r)
     at_store_relaxed(&m->g->segments, used);
     at_store_relaxed(&m->g->free_segments, used); /* a hint: there may be some below */
     at_store_release(&m->g->log_size, end);
-    int e = mm_os_truncate(m->config.log, end);
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_LOG_TRUNCATE);
+    if (!e) e = mm_os_truncate(m->config.log, end);
     if (e) return mm_os_failed(r, e);
     *(uint64_t *)cut = size - end;
     return MM_OK;

@@ -30,14 +30,14 @@ static uint64_t reserve_of(const mm *m, enum mm_purpose purpose)
 }
 
 /* The segment that will be opened next, as far as one can know: a FREE one other than `but`, or the first number that was never used. */
-static int next_segment(mm *m, uint64_t but, uint64_t *n, mm_result *r)
+int mm_room_candidate(mm *m, uint64_t but, uint64_t *n, mm_result *r)
 {
     uint64_t used = at_load_acquire(&m->g->segments);
     if (used && !mm_segment_of(m, (used - 1) << m->segment_shift, r)) return mm_corrupt(r, MM_FILE_CONTROL, MM_CONTROL_GLOBALS + offsetof(mm_globals, segments));
     *n = MM_NO_SEGMENT;
     for (uint64_t i = 0; i < used && at_load_relaxed(&m->g->free_segments); i++) {
-        uint64_t state = mm_segword_state(at_load_acquire(&m->segments[i].word));
-        if (i == but || (state != MM_SEG_FREE && state != MM_SEG_HOLE)) continue;
+        uint64_t w = at_load_acquire(&m->segments[i].word), state = mm_segword_state(w);
+        if (i == but || !mm_segment_usable(m, i, w)) continue;
         if (state == MM_SEG_FREE || *n == MM_NO_SEGMENT) *n = i;
         if (state == MM_SEG_FREE) break;
     }
@@ -46,11 +46,14 @@ static int next_segment(mm *m, uint64_t but, uint64_t *n, mm_result *r)
     return *n < MM_MAX_SEGMENTS ? MM_OK : MM_LIMIT;
 }
 
-/* Allocates the log up to `end`, which lies in segment n.  One that was used before may have holes. */
+/* Allocates the log up to `end`, which lies in segment n.  One that was used before may have holes, and so has what lies before a run: there all of
+ * the segment is allocated, as who opens it will (write_header). */
 static int cover(mm *m, uint64_t n, uint64_t end, mm_result *r)
 {
     int rc = mm_log_cover(m, end, r);
     if (rc || n >= at_load_acquire(&m->g->segments)) return rc;
+    uint64_t stop = (n + 1) << m->segment_shift, published = at_load_acquire(&m->g->log_size);
+    if (end < stop && end < published) end = stop < published ? stop : published;
     int e = mm_os_grow(m->config.log, n << m->segment_shift, end);
     return e ? mm_os_failed(r, e) : MM_OK;
 }
@@ -70,7 +73,7 @@ int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_
     if (end + reserve <= stop) return mm_log_cover(m, end + reserve, r);
     int rc = mm_log_cover(m, reserve ? stop : end, r); /* all of it: nobody leases from a hole before the next segment */
     if (rc || !reserve) return rc;
-    rc = next_segment(m, n, &next, r);
+    rc = mm_room_candidate(m, n, &next, r);
     return rc ? rc : stand_ready(m, next, reserve, r);
 }
 
@@ -82,7 +85,7 @@ int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, 
         int full = mm_log_cover(m, (but + 1) << m->segment_shift, r);
         if (full) return full;
     }
-    int rc = next_segment(m, but, &n, r);
+    int rc = mm_room_candidate(m, but, &n, r);
     if (!rc) rc = stand_ready(m, n, blocks * MM_BLOCK, r);
     return rc ? rc : mm_room_behind(m, n, (n << m->segment_shift) + MM_BLOCK + blocks * MM_BLOCK, purpose, r);
 }
@@ -147,6 +150,7 @@ int mm_log_trim(const mm_config *c, mm_result *r)
 /* Nothing is appended to a segment of an earlier life: the log ends with a whole one, what is missing of it is a hole.  Growth would allocate it. */
 int mm_log_round(mm *m, uint64_t *size, mm_result *r)
 {
+    if (m->config.observes) return MM_OK;
     uint64_t whole = (*size + m->segment_size - 1) >> m->segment_shift << m->segment_shift;
     int e = whole != *size ? mm_os_truncate(m->config.log, whole) : 0;
     if (e) return mm_os_failed(r, e);

@@ -35,6 +35,7 @@ typedef struct scan {
     uint64_t segments, in_use; /* of the log; as the newest mark says */
     bool *read;          /* for each segment: its records have to be read; all of them without a snapshot */
     bool *torn;          /* retired durably, and its header does not hold */
+    uint32_t *covered;   /* generation of the run that a segment is, or was, of, as the header of that says, or 0 */
     uint64_t *tail;      /* of one that was read: where its last lease ends */
     int snapshot;        /* descriptor, or -1 */
     const mm_snapshot_info *info;
@@ -184,11 +185,85 @@ static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
     return true;
 }
 
-/* Somebody who is in the cut names the generation that came after the retired one: the header was whole then, and is damaged. */
+/* Somebody who is in the cut names the generation that came after the retired one: the header was whole then, and is damaged.  Or any that came after
+ * the run. */
 static bool header_lost(const scan *s, uint64_t n, uint64_t generation)
 {
+    if (n < s->segments && s->torn[n] && s->covered[n]) return generation > s->covered[n];
     uint64_t retired = n < s->segments && s->torn[n] ? mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) : 0;
     return retired && generation == (retired == 0xFFFFFF ? 2 : retired + 1);
+}
+
+/* What the end of the segment knows, also of a generation that came after that of its header. */
+static void look_for_stamp(scan *s, uint64_t n)
+{
+    mm_segment_stamp t;
+    uint64_t end = (n + 1) << s->m->segment_shift;
+    if (end > s->size || mm_os_data(s->m->config.log, end - sizeof t) > end - sizeof t) return;
+    memcpy(&t, s->m->log + end - sizeof t, sizeof t);
+    if (t.magic != MM_STAMP_MAGIC || t.number != n) return;
+    if (t.crc == crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12) && t.stable > s->stable) s->stable = t.stable;
+}
+
+/* ---- runs (run.c) --------------------------------------------------------------------------------------------------------------- */
+
+/* The header of a run says of which generation all its segments are: until one of them has a header of a later one, whatever stands there is its
+ * payload, or what was before. */
+static void look_for_run(scan *s, uint64_t n)
+{
+    mm_run_header h;
+    uint64_t base = n << s->m->segment_shift;
+    if (base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) return;
+    if (!mm_run_look(s->m, n, &h) || h.generation <= s->covered[n]) return;
+    if (h.stable > s->stable) s->stable = h.stable;
+    if (h.epoch > s->report->max_epoch) s->report->max_epoch = h.epoch;
+    for (uint64_t i = n; i < s->segments && i - n < h.segments; i++)
+        if (s->covered[i] < h.generation) s->covered[i] = h.generation;
+}
+
+/* No later life of the segment is known than that in the run; free, unless a record that counts names the run (claim_run). */
+static bool adopt_covered(scan *s, uint64_t n)
+{
+    mm_segment_header h;
+    uint64_t generation = 0;
+    if (!s->covered[n]) return false;
+    if ((header_holds(s, n, &h) && h.generation > s->covered[n]) || (retired_at(s, n, &generation) && generation > s->covered[n])) {
+        s->covered[n] = 0;
+        return false;
+    }
+    at_store_relaxed(&s->m->segments[n].word, mm_segword(MM_SEG_FREE, s->covered[n], 0));
+    at_add_relaxed(&s->m->g->free_segments, 1);
+    s->torn[n] = true;
+    s->read[n] = false;
+    return true;
+}
+
+/* A record that counts names a run: its segments are no more free.  It may be met twice. */
+static int claim_run(scan *s, uint64_t pid, const mm_view *v)
+{
+    mm *m = s->m;
+    mm_extent x;
+    mm_run_header h;
+    int rc = mm_verify(m, v, s->r);
+    if (rc) return rc;
+    memcpy(&x, v->payload, sizeof x);
+    uint64_t n = x.address >> m->segment_shift, w = n < s->segments ? at_load_relaxed(&m->segments[n].word) : 0;
+    if (w == mm_segword(MM_SEG_EXTENT, x.generation, MM_REST_RUN | MM_SLOTS) && at_load_relaxed(&m->segments[n].live) == pid) return MM_OK;
+    bool there = n < s->segments && !(x.address & (m->segment_size - 1)) && s->covered[n] == x.generation && mm_run_look(m, n, &h);
+    if (!there || h.generation != x.generation || h.salt != x.salt || h.page != pid || x.length > MM_EXTENT_MOST
+        || mm_extent_span(x.length) > h.segments << m->segment_shift) return mm_corrupt(s->r, MM_FILE_LOG, x.address);
+    if (h.segments > s->segments - n || x.address + mm_extent_span(x.length) > s->size) return mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
+    for (uint64_t i = n; i < n + h.segments; i++) {
+        if (at_load_relaxed(&m->segments[i].word) != mm_segword(MM_SEG_FREE, x.generation, 0)) return mm_corrupt(s->r, MM_FILE_LOG, i << m->segment_shift);
+        at_store_relaxed(&m->segments[i].word, mm_segword(MM_SEG_EXTENT, x.generation, i == n ? MM_REST_RUN | MM_SLOTS : MM_REST_MEMBER | n));
+    }
+    at_add_relaxed(&m->g->free_segments, 0 - h.segments);
+    at_store_relaxed(&m->segments[n].salt, h.salt);
+    at_store_relaxed(&m->segments[n].opened, h.epoch);
+    at_store_relaxed(&m->segments[n].live, pid);
+    at_store_relaxed(&m->segments[n].fill, mm_fill_word(x.generation, h.segments));
+    at_store_relaxed(&m->segments[n].looked, (mm_extent_span(x.length) + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK);
+    return MM_OK;
 }
 
 /* The header of segment n.  Nothing is ever appended to a segment of an earlier life: it is SEALED, or RETIRED if it was. */
@@ -198,7 +273,12 @@ static void adopt_segment(scan *s, uint64_t n)
     mm_segment_header h;
     mm_segment *e = &m->segments[n];
     uint64_t base = n << m->segment_shift;
+    if (adopt_covered(s, n)) {
+        look_for_stamp(s, n);
+        return;
+    }
     if (base + MM_BLOCK > s->size || mm_os_data(m->config.log, base) > base || !header_holds(s, n, &h)) {
+        look_for_stamp(s, n);
         s->torn[n] = base + MM_BLOCK <= s->size && adopt_retired(s, n, 0);
         if (s->torn[n]) return;
         at_add_relaxed(&m->g->free_segments, 1);
@@ -211,22 +291,14 @@ static void adopt_segment(scan *s, uint64_t n)
     at_store_relaxed(&e->salt, h.salt);
     at_store_relaxed(&e->opened, h.epoch);
     at_store_relaxed(&e->fill, (uint64_t)h.generation << 32 | m->segment_size / MM_BLOCK);
-    if (adopt_retired(s, n, h.generation)) return;
+    if (adopt_retired(s, n, h.generation)) {
+        look_for_stamp(s, n);
+        return;
+    }
     at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
     const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
-}
-
-/* What the end of the segment knows, also of a generation that came after that of its header. */
-static void look_for_stamp(scan *s, uint64_t n)
-{
-    mm_segment_stamp t;
-    uint64_t end = (n + 1) << s->m->segment_shift;
-    if (end > s->size || mm_os_data(s->m->config.log, end - sizeof t) > end - sizeof t) return;
-    memcpy(&t, s->m->log + end - sizeof t, sizeof t);
-    if (t.magic != MM_STAMP_MAGIC || t.number != n) return;
-    if (t.crc == crc32c_extend(s->m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12) && t.stable > s->stable) s->stable = t.stable;
 }
 
 /* Begins a lease of the next generation here, by one who knew of a newer durable epoch than any mark does?  Then the header of the segment was
@@ -370,7 +442,8 @@ static int check_required(scan *s)
     int rc = mm_mark_newest(&s->m->config, &mark, s->r);
     s->in_use = rc ? 0 : mark.segments;
     if (!rc && mark.epoch == 0 && at_load_relaxed(&s->m->g->max_pid) > 2) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0);
-    if (!rc && s->stable > mark.epoch) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
+    uint64_t durable = s->limit != UINT64_MAX && s->limit > mark.epoch ? s->limit : mark.epoch; /* an intent said more, to who must not write a mark */
+    if (!rc && s->stable > durable) rc = mm_corrupt(s->r, MM_FILE_MARKS, 0); /* a newer mark was there once */
     if (!rc && s->segments < mark.segments) rc = mm_corrupt(s->r, MM_FILE_LOG, s->size); /* the log was cut */
     uint32_t retirements = s->size >= MM_BLOCK ? (uint32_t)at_load_relaxed(mm_retirements(s->m)) : 0;
     if (!rc && (int32_t)(retirements - mark.retirements) < 0) rc = mm_corrupt(s->r, MM_FILE_LOG, MM_RETIREMENTS_OFFSET); /* `log` is older than `marks` */
@@ -399,16 +472,20 @@ static uint64_t next_epoch(const scan *s)
     return epoch + (s->report->max_colour > s->limit ? 2 : 1); /* + 1 is the end of the pair that is to come (mmpc/_recovery.py) */
 }
 
-/* What the life that was discarded said of the retirement of segments, or had not said whole, must not be believed later, when epochs have gone on. */
+/* What the life that was discarded said of the retirement of segments, or had not said whole, must not be believed later, when epochs have gone on.
+ * Where neither this nor the header of the segment begins as it should, a payload may stand there. */
 static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
     for (uint64_t n = 0; n < s->segments; n++) {
-        uint64_t base = n << s->m->segment_shift;
-        if (base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
+        uint64_t base = n << s->m->segment_shift, magic[2];
+        if (s->covered[n] || base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
+        memcpy(&magic[0], s->m->log + base, sizeof magic[0]);
         for (uint64_t parity = 0; parity < 2; parity++) {
             mm_segment_retired t;
             uint8_t *said = s->m->log + base + mm_retired_offset(parity);
+            memcpy(&magic[1], said, sizeof magic[1]);
+            if (magic[0] != MM_SEGMENT_MAGIC && magic[1] != MM_RETIRED_MAGIC) continue;
             if (!retirement(s, n, parity, &t) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
         }
     }
@@ -420,7 +497,7 @@ static void forget_retirements(scan *s)
  * On a full disk it is the room that the next one needs. */
 static void give_back_tails(scan *s)
 {
-    for (uint64_t n = 0; n < s->segments; n++) {
+    for (uint64_t n = 0; n < s->segments && !s->m->config.observes; n++) {
         uint64_t end = segment_end(s, n);
         if (s->tail[n] && s->tail[n] + TAIL_BLOCKS * MM_BLOCK <= end && mm_os_punch(s->m->config.log, s->tail[n], end) == 0)
             at_written(s->m->log + s->tail[n], end - s->tail[n]);
@@ -469,6 +546,8 @@ static int count_chain(scan *s, uint64_t pid, uint64_t head)
     while (!rc) {
         uint64_t n = v.address >> m->segment_shift;
         if (s->read[n]) at_add_relaxed(&m->segments[n].live, mm_shape_span(v.shape));
+        if (mm_is_large(v.shape)) rc = claim_run(s, pid, &v);
+        if (rc) break;
         if (mm_shape_kind(v.shape) != MM_KIND_DELTA) break;
         rc = mm_look(m, pid, v.prev, &v, s->r);
     }
@@ -489,6 +568,37 @@ static int count_pages(scan *s)
     return MM_OK;
 }
 
+/* Runs that a snapshot knows: their pages are walked, also those whose records were not read now. */
+static int claim_known_runs(scan *s)
+{
+    for (uint64_t i = 0; s->entries && i < s->info->segments; i++) {
+        uint64_t pid = s->entries[i].live, h;
+        if (!(s->entries[i].word & MM_SNAPSHOT_RUN) || pid >= at_load_relaxed(&s->m->g->max_pid) || pid >= pv_load_relaxed(&s->m->table_safe)) continue;
+        h = at_load_relaxed(&s->m->table[pid]);
+        int rc = h && !s->read[mm_head_address(h) >> s->m->segment_shift] ? count_chain(s, pid, h) : MM_OK;
+        if (rc) return rc;
+    }
+    return MM_OK;
+}
+
+/* What nobody names of them is given back.  The header of a run speaks for the others until theirs are durable, as with any that is released. */
+static void give_back_runs(scan *s)
+{
+    mm *m = s->m;
+    uint64_t epoch = next_epoch(s);
+    for (uint64_t n = 0; n < s->segments; n++) {
+        mm_run_header h;
+        uint64_t w = at_load_relaxed(&m->segments[n].word), begin = n << m->segment_shift, end = segment_end(s, n);
+        if (!s->covered[n] || w != mm_segword(MM_SEG_FREE, s->covered[n], 0) || begin + MM_BLOCK > end) continue;
+        bool own = mm_os_data(m->config.log, begin) == begin && mm_run_look(m, n, &h) && h.generation == s->covered[n];
+        if (!own) mm_run_tombstone(m, n, s->covered[n], 0);
+        if (mm_os_data(m->config.log, begin + MM_BLOCK) < end && mm_os_punch(m->config.log, begin + MM_BLOCK, end) == 0)
+            at_written(m->log + begin + MM_BLOCK, end - begin - MM_BLOCK);
+        at_store_relaxed(&m->segments[n].since, own && h.segments > 1 ? epoch : 0);
+        at_store_relaxed(&m->segments[n].word, mm_segword(MM_SEG_HOLE, s->covered[n], 0));
+    }
+}
+
 static int prepare_scan(scan *s)
 {
     mm *m = s->m;
@@ -502,7 +612,8 @@ static int prepare_scan(scan *s)
     s->read = calloc(n + 1, sizeof *s->read);
     s->torn = calloc(n + 1, sizeof *s->torn);
     s->tail = calloc(n + 1, sizeof *s->tail);
-    if (!s->read || !s->torn || !s->tail) return mm_os_failed(s->r, ENOMEM);
+    s->covered = calloc(n + 1, sizeof *s->covered);
+    if (!s->read || !s->torn || !s->tail || !s->covered) return mm_os_failed(s->r, ENOMEM);
     if (s->snapshot < 0) return MM_OK;
     s->entries = malloc(s->info->segments * sizeof *s->entries + 1);
     if (!s->entries) return mm_os_failed(s->r, ENOMEM);
@@ -525,17 +636,20 @@ static int scan_all(mm *m, void *args, mm_result *r)
     scan *s = args;
     (void)m, (void)r;
     int rc = prepare_scan(s);
+    for (uint64_t i = 0; !rc && i < s->segments; i++) look_for_run(s, i);
     for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);
     if (!rc && s->snapshot >= 0) rc = take_heads(s);
     for (uint64_t i = 0; !rc && i < s->segments; i++)
         if (s->read[i]) rc = read_segment(s, i);
     if (!rc) rc = check_required(s);
     if (!rc) rc = check_owed(s);
+    if (!rc) rc = count_pages(s);
+    if (!rc) rc = claim_known_runs(s);
     if (!rc) forget_retirements(s);
     if (!rc) end_leases(s);
     if (!rc) give_back_tails(s);
     if (!rc) rc = hand_on_leases(s);
-    if (!rc) rc = count_pages(s);
+    if (!rc) give_back_runs(s);
     if (!rc) rc = mm_log_round(s->m, &s->size, s->r);
     if (rc) return rc;
     at_store_relaxed(&s->m->g->sweep, 0); /* free ids are found again */
@@ -567,6 +681,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
     free(s.read);
     free(s.torn);
     free(s.tail);
+    free(s.covered);
     free(s.entries);
     free(s.owed);
     mm_os_unmap_files(m);

@@ -15,12 +15,13 @@
 static const uint16_t transitions[MM_SEG_STATES] = {
     [MM_SEG_FREE] = TO(MM_SEG_PREPARING) | TO(MM_SEG_PUNCHING),
     [MM_SEG_HOLE] = TO(MM_SEG_PREPARING),
-    [MM_SEG_PREPARING] = TO(MM_SEG_OPEN) | TO(MM_SEG_FREE),   /* FREE: no room, or its owner died */
+    [MM_SEG_PREPARING] = TO(MM_SEG_OPEN) | TO(MM_SEG_FREE) | TO(MM_SEG_EXTENT), /* FREE: no room, or its owner died; EXTENT: run.c */
     [MM_SEG_OPEN] = TO(MM_SEG_SEALED) | TO(MM_SEG_FREE),      /* FREE: never named as the open one, so nobody leased from it */
     [MM_SEG_SEALED] = TO(MM_SEG_CLAIMED),
     [MM_SEG_CLAIMED] = TO(MM_SEG_RETIRED) | TO(MM_SEG_SEALED), /* SEALED: given up, or its cleaner died */
-    [MM_SEG_RETIRED] = TO(MM_SEG_FREE),
+    [MM_SEG_RETIRED] = TO(MM_SEG_FREE) | TO(MM_SEG_PUNCHING), /* PUNCHING: the first of a run */
     [MM_SEG_PUNCHING] = TO(MM_SEG_HOLE),
+    [MM_SEG_EXTENT] = TO(MM_SEG_EXTENT) | TO(MM_SEG_RETIRED) | TO(MM_SEG_HOLE), /* EXTENT: its author leaves it; HOLE: not the first of its run */
 };
 
 /* Of a number that was never used, as far as anybody remembers, a random one: when the log was truncated its headers are gone, and what names a
@@ -32,18 +33,38 @@ static uint64_t next_generation(uint64_t generation)
     return mm_generation_after(generation);
 }
 
-/* The one place where a segment changes state: from *w, as it was loaded, keeping the generation unless it is being prepared.  False: somebody
- * else was faster (*w is what stands there now), or the table has no such step. */
-bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner)
+/* The one place where a segment changes state: from *w, as it was loaded. */
+static bool change(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t generation, uint64_t owner)
 {
-    uint64_t from = mm_segword_state(*w), generation = mm_segword_generation(*w);
+    uint64_t from = mm_segword_state(*w);
     if (from >= MM_SEG_STATES || !(transitions[from] & TO(to))) return false;
-    if (to == MM_SEG_PREPARING) generation = next_generation(generation);
     if (!at_cas_acq_rel(&m->segments[n].word, w, mm_segword(to, generation, owner))) return false;
     *w = mm_segword(to, generation, owner);
     if (to == MM_SEG_FREE || to == MM_SEG_HOLE) at_add_relaxed(&m->g->free_segments, 1);
     if (from == MM_SEG_FREE || from == MM_SEG_HOLE) at_add_relaxed(&m->g->free_segments, UINT64_MAX);
     return true;
+}
+
+/* Keeps the generation, unless the segment is being prepared.  False: somebody else was faster (*w is what stands there now), or the table has no such
+ * step. */
+bool mm_segment_step(mm *m, uint64_t n, uint64_t *w, enum mm_segment_state to, uint64_t owner)
+{
+    uint64_t generation = mm_segword_generation(*w);
+    return change(m, n, w, to, to == MM_SEG_PREPARING ? next_generation(generation) : generation, owner);
+}
+
+/* PREPARING -> EXTENT: all segments of a run get the same generation, the largest of theirs. */
+bool mm_segment_join(mm *m, uint64_t n, uint64_t generation, uint64_t rest)
+{
+    uint64_t w = at_load_acquire(&m->segments[n].word);
+    return mm_segword_state(w) == MM_SEG_PREPARING && change(m, n, &w, MM_SEG_EXTENT, generation, rest);
+}
+
+/* Can be prepared, as far as `w` says.  The first segment of a run that was given back waits until that is durable (run.c). */
+bool mm_segment_usable(mm *m, uint64_t n, uint64_t w)
+{
+    uint64_t state = mm_segword_state(w);
+    return state == MM_SEG_FREE || (state == MM_SEG_HOLE && at_load_relaxed(&m->segments[n].since) <= at_load_acquire(&m->g->stable));
 }
 
 /* ---- published sizes --------------------------------------------------------------------------------------------------- */
@@ -94,7 +115,9 @@ int mm_log_cover(mm *m, uint64_t end, mm_result *r)
         if (want > m->log_window) want = m->log_window;
         int rc = mm_log_whole(m, r); /* growth would put zeros where somebody cut it */
         if (rc) return rc;
-        int e = mm_os_grow(m->config.log, now, want);
+        int e = mm_fail_at(m->config.failpoints, MM_FAIL_LOG_GROWTH);
+        if (e) return mm_os_failed(r, e);
+        e = mm_os_grow(m->config.log, now, want);
         uint64_t least = (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK;
         if ((e == ENOSPC || e == EDQUOT) && least < want) { /* the last of the disk is used, too */
             want = least;
@@ -145,7 +168,7 @@ void mm_account(mm *m, uint64_t address, int64_t bytes)
 static bool prepare(mm *m, uint64_t n, uint64_t state, uint64_t *generation)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
-    if (mm_segword_state(w) != state || !mm_segment_step(m, n, &w, MM_SEG_PREPARING, m->slot_index)) return false;
+    if (mm_segword_state(w) != state || !mm_segment_usable(m, n, w) || !mm_segment_step(m, n, &w, MM_SEG_PREPARING, m->slot_index)) return false;
     *generation = mm_segword_generation(w);
     return true;
 }
@@ -196,6 +219,16 @@ bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stabl
     return true;
 }
 
+/* Neither a header nor a retirement begins in its first block: part of a large payload may be there, of a run that no recovery knew of. */
+static bool holds_payload(const mm *m, uint64_t n)
+{
+    uint64_t magic[3], at = n << m->segment_shift;
+    memcpy(&magic[0], m->log + at, sizeof magic[0]);
+    memcpy(&magic[1], m->log + at + mm_retired_offset(0), sizeof magic[1]);
+    memcpy(&magic[2], m->log + at + mm_retired_offset(1), sizeof magic[2]);
+    return n && magic[0] != MM_SEGMENT_MAGIC && magic[0] != MM_RUN_MAGIC && magic[1] != MM_RETIRED_MAGIC && magic[2] != MM_RETIRED_MAGIC;
+}
+
 /* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
  * its retirement names that generation. */
 static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
@@ -203,6 +236,7 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     uint64_t at = n << m->segment_shift, salt;
     int rc = mm_log_cover(m, at + MM_BLOCK, r);
     if (rc) return rc;
+    at_fence_full(); /* PREPARING, then the size: who publishes more behind us sees the one, or we see the other (run.c) */
     uint64_t published = at_load_acquire(&m->g->log_size), end = at + m->segment_size < published ? at + m->segment_size : published;
     int e = mm_os_grow(m->config.log, at, end); /* one that was used before may have holes: a store to one without room would be a SIGBUS */
     if (!e) e = mm_os_random(&salt, sizeof salt);
@@ -212,7 +246,9 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     memcpy(h.uuid, m->config.uuid, sizeof h.uuid);
     h.crc = crc32c_extend(0, (const uint8_t *)&h + 12, sizeof h - 12);
     mm_segment_stamp_end(m, n, generation, h.stable);
-    at_copy(m->log + at, &h, sizeof h);
+    uint8_t whole[MM_BLOCK] = { 0 };
+    memcpy(whole, &h, sizeof h);
+    at_copy(m->log + at, whole, holds_payload(m, n) ? sizeof whole : sizeof(mm_run_header)); /* which is longer, and may have stood here */
     mm_segment *s = &m->segments[n];
     at_store_relaxed(&s->salt, salt);
     at_store_relaxed(&s->opened, h.epoch);
@@ -228,9 +264,13 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
 int mm_segment_open(mm *m, uint64_t old, mm_result *r)
 {
     uint64_t n = 0, generation = 0;
+    bool first = at_load_acquire(&m->g->segments) == 0;
+    int e = first ? mm_fail_at(m->config.failpoints, MM_FAIL_INITIAL_ALLOCATION) : 0;
+    if (e) return mm_os_failed(r, e);
     int rc = take_free(m, &n, &generation, r);
     if (rc) return rc;
-    rc = write_header(m, n, generation, r);
+    e = mm_fail_at(m->config.failpoints, MM_FAIL_SEGMENT_OPEN);
+    rc = e ? mm_os_failed(r, e) : write_header(m, n, generation, r);
     uint64_t w = mm_segword(MM_SEG_PREPARING, generation, m->slot_index);
     if (rc) {
         mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
@@ -239,7 +279,8 @@ int mm_segment_open(mm *m, uint64_t old, mm_result *r)
     if (!mm_segment_step(m, n, &w, MM_SEG_OPEN, m->slot_index)) return MM_OK;
     /* Lost: somebody else has opened one; nobody can have leased from ours, which no hint ever named. */
     if (!at_cas_acq_rel(&m->g->open_segment, &old, generation << 32 | (n + 1))) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
-    return MM_OK;
+    e = first ? mm_fail_at(m->config.failpoints, MM_FAIL_INITIAL_ALLOCATION_POST) : 0;
+    return e ? mm_os_failed(r, e) : MM_OK;
 }
 
 /* Takes what is left of the segment, so that no lease follows, then OPEN -> SEALED. */
@@ -287,4 +328,5 @@ void mm_segment_abandon(mm *m, uint32_t slot, bool dead)
         default: break;
         }
     }
+    if (dead) mm_runs_abandon(m, slot);
 }

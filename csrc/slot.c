@@ -14,15 +14,19 @@
 
 /* ---- reaping ---------------------------------------------------------------------------------------------------- */
 
-/* Says in the header of the last lease of a slot how far it was used.  The caller holds the slot's byte.  The slot's own announcement keeps the
- * segment from being used again meanwhile. */
+/* Who looks after a slot that is being left looks at segments and chains: the slot's own announcement keeps them from being used again meanwhile.  The
+ * caller holds the slot's byte. */
+static void hold_on(mm *m, mm_slot *s)
+{
+    if (at_load_relaxed(&s->announce)) return;
+    at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
+    at_fence_full(); /* then the state of a segment, or a head: a cleaner sees the announcement, or we see what it did */
+}
+
+/* Says in the header of the last lease of a slot how far it was used. */
 static void close_lease(mm *m, mm_slot *s)
 {
     uint64_t fill = at_load_relaxed(&s->lease_fill);
-    if (!at_load_relaxed(&s->announce)) {
-        at_store_relaxed(&s->announce, at_load_acquire(&m->g->epoch));
-        at_fence_full(); /* then the state of the segment: a cleaner sees the announcement, or we see what it did */
-    }
     if (!fill) { /* it died while it began the lease: nothing was published in it.  If another one had been faster, it says more itself */
         mm_lease_close(m, at_load_relaxed(&s->last_lease), at_load_relaxed(&s->last_shape) >> 32, at_load_relaxed(&s->last_fill));
         fill = sizeof(mm_lease_header);
@@ -68,6 +72,7 @@ static void reap(mm *m, uint32_t i)
 {
     mm_slot *s = &m->slots[i];
     bool publishing = at_load_relaxed(&s->announce) != 0;
+    hold_on(m, s);
     mm_segment_abandon(m, i, true);
     if (publishing) commit_late(m, s);
     close_lease(m, s);
@@ -92,7 +97,10 @@ bool mm_reap_if_dead(mm *m, uint32_t i)
 {
     if (i == m->slot_index || mm_lock_range(m->config.lock, i, 1) != MM_OK) return false;
     bool dead = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
-    if (dead) reap(m, i);
+    if (dead) {
+        reap(m, i);
+        mm_count(m, MM_COUNT_reaps, 1);
+    }
     mm_unlock_range(m->config.lock, i, 1);
     return dead;
 }
@@ -165,7 +173,8 @@ static int allocate_slot(mm *m, uint32_t i)
 {
     uint64_t used = slots_used(m), first = used < i ? used : i, block = MM_BLOCK;
     uint64_t from = (MM_CONTROL_SLOTS + first * sizeof(mm_slot)) / block * block, to = MM_CONTROL_SLOTS + (i + 1ull) * sizeof(mm_slot);
-    int e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
+    int e = mm_fail_at(m->config.failpoints, MM_FAIL_SLOT_CLAIM);
+    if (!e) e = mm_os_grow(m->config.control, from, (to + block - 1) / block * block);
     return e ? e : mm_os_grow(m->config.marks, i * 2 * block, (i + 1ull) * 2 * block);
 }
 
@@ -182,7 +191,8 @@ static int try_claim(mm *m, uint32_t i, mm_result *r)
     at_max_release(&m->g->slots_used, i + 1); /* before LIVE: whoever scans sees the slot */
     m->slot_index = i;
     uint64_t state = at_load_acquire(&s->state);
-    if ((state & 255) == MM_SLOT_LIVE) reap(m, i);
+    m->claimed_dead = (state & 255) == MM_SLOT_LIVE; /* counted when there is a row to count in (metrics.c) */
+    if (m->claimed_dead) reap(m, i);
     at_store_relaxed(&s->pid, (uint64_t)getpid());
     at_store_relaxed(&s->opened, mm_os_now());
     at_store_relaxed(&s->operations, 0);
@@ -213,6 +223,7 @@ void mm_slot_release(mm *m)
 {
     mm_slot *s = m->slot;
     if (!s) return;
+    hold_on(m, s);
     mm_segment_abandon(m, m->slot_index, true);
     close_lease(m, s);
     for (uint32_t k = 0; k < MM_PINS; k++) at_store_release(&s->pins[k], 0);

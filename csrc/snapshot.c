@@ -40,7 +40,7 @@ typedef struct writer {
     uint32_t *sums;
     uint8_t *chunk;
     mm_snapshot_entry *entries;
-    uint64_t *b;
+    mm_snapshot_taken *taken;
 } writer; /* what it holds is freed by mm_snapshot_write, also after a fault */
 
 static int put_chunk(writer *w)
@@ -54,7 +54,8 @@ static int put_chunk(writer *w)
         w->room = room;
     }
     w->sums[w->chunks] = crc32c_extend(crc32c_word(w->seed, w->chunks), w->chunk, w->filled);
-    int e = mm_os_write_at(w->fd, w->chunk, w->filled, MM_BLOCK + w->chunks * MM_SNAPSHOT_CHUNK);
+    int e = mm_fail_at(w->m->config.failpoints, MM_FAIL_SNAP_WRITE);
+    if (!e) e = mm_os_write_at(w->fd, w->chunk, w->filled, MM_BLOCK + w->chunks * MM_SNAPSHOT_CHUNK);
     w->chunks++;
     w->filled = 0;
     return e;
@@ -97,6 +98,8 @@ static void copy_segments(mm *m, uint64_t n, mm_snapshot_entry *entries)
         /* A free one is none.  Its header may never have been written: then a restart forgets its generation, and it comes again. */
         entries[i].word = none ? 0 : mm_segword_generation(word) << 32 | (open ? MM_SNAPSHOT_SCAN : 0);
         entries[i].live = at_load_relaxed(&m->segments[i].live);
+        if (state == MM_SEG_EXTENT && mm_segword_rest(word) & MM_REST_RUN) entries[i].word |= MM_SNAPSHOT_RUN;
+        else if (state == MM_SEG_EXTENT) entries[i].word = 0; /* the first one of its run speaks for it */
     }
     for (uint32_t i = 0; i < MM_SLOTS && i < at_load_acquire(&m->g->slots_used); i++) {
         bool live = (at_load_acquire(&m->slots[i].state) & 255) == MM_SLOT_LIVE;
@@ -158,9 +161,13 @@ static int finish(writer *w, mm_snapshot_header *h, mm_result *r)
     memcpy(block, h, sizeof *h);
     h->crc = header_crc(block, w->m->config.uuid);
     memcpy(block, h, sizeof *h);
-    int e = sums ? mm_os_write_at(w->fd, w->sums, sums, MM_BLOCK + body_size(h->segments, h->pages)) : 0;
+    mm_failpoints *f = w->m->config.failpoints;
+    int e = mm_fail_at(f, MM_FAIL_SNAP_WRITE_CRC);
+    if (!e && sums) e = mm_os_write_at(w->fd, w->sums, sums, MM_BLOCK + body_size(h->segments, h->pages));
+    if (!e) e = mm_fail_at(f, MM_FAIL_SNAP_WRITE_LEN);
     if (!e) e = mm_os_write_at(w->fd, block, sizeof block, 0);
     if (!e) e = mm_os_sync(w->fd);
+    if (!e) e = mm_fail_at(f, MM_FAIL_SNAP_WRITE_POST);
     return e ? mm_os_failed(r, e) : MM_OK;
 }
 
@@ -175,36 +182,58 @@ static int write_snapshot(writer *w, mm_result *r)
     int rc = copy_heads_and_segments(w, &h, r);
     if (!rc) rc = mm_flush(m, at_load_acquire(&m->g->epoch), &advanced, r);
     if (rc) return rc;
-    *w->b = h.b = at_load_acquire(&m->g->stable);
-    rc = finish(w, &h, r);
-    if (rc) return rc;
-    at_max_release(&m->g->log_snapshot, h.log_taken);
-    at_max_release(&m->g->snapshot_epoch, w->begun);
-    at_store_relaxed(&m->g->snapshot_due, 0);
-    at_add_relaxed(&m->g->snapshots, 1);
-    return MM_OK;
+    h.b = at_load_acquire(&m->g->stable);
+    *w->taken = (mm_snapshot_taken){ h.b, w->begun, h.log_taken };
+    return finish(w, &h, r);
 }
 
-/* Writes a snapshot into an empty file; whole and durable on return, under whatever name it has.  *b: what its name must say. */
+/* Writes a snapshot into an empty file; whole and durable on return, under whatever name it has. */
 static int write_pinned(mm *m, void *args, mm_result *r)
 {
     uint32_t pin;
     int rc = mm_enter(m, &pin, NULL); /* to the end: it also keeps the mapping */
     if (rc) return rc;
+    uint64_t begun = mm_time_begin(m);
     rc = write_snapshot(args, r);
+    if (!rc) {
+        mm_count(m, MM_COUNT_snapshots, 1);
+        mm_time_end(m, MM_TIME_snapshot, begun, 1);
+    }
     mm_leave(m, pin);
     return rc;
 }
 
-int mm_snapshot_write(mm *m, int fd, uint64_t *b, mm_result *r)
+int mm_snapshot_write(mm *m, int fd, mm_snapshot_taken *t, mm_result *r)
 {
     memset(r, 0, sizeof *r);
-    writer w = { .m = m, .fd = fd, .b = b, .chunk = malloc(MM_SNAPSHOT_CHUNK) };
+    writer w = { .m = m, .fd = fd, .taken = t, .chunk = malloc(MM_SNAPSHOT_CHUNK) };
     int rc = w.chunk ? mm_guarded(m, r, write_pinned, &w) : mm_os_failed(r, ENOMEM);
     free(w.chunk);
     free(w.sums);
     free(w.entries);
     return rc;
+}
+
+static int named(mm *m, void *taken, mm_result *r)
+{
+    (void)r;
+    const mm_snapshot_taken *t = taken;
+    uint32_t pin;
+    int rc = mm_enter(m, &pin, NULL);
+    if (rc) return rc;
+    at_max_release(&m->g->log_snapshot, t->log_taken); /* died before: another one is written */
+    at_max_release(&m->g->snapshot_epoch, t->begun);
+    at_store_relaxed(&m->g->snapshot_due, 0);
+    at_add_relaxed(&m->g->snapshots, 1);
+    mm_leave(m, pin);
+    return MM_OK;
+}
+
+/* Not before: a snapshot that got no name would let the last close cut off what only it explains (rewrite.c, truncate_log). */
+void mm_snapshot_named(mm *m, const mm_snapshot_taken *t)
+{
+    mm_snapshot_taken taken = *t;
+    mm_guarded(m, NULL, named, &taken);
 }
 
 /* ---- when ---------------------------------------------------------------------------------------------------------------------- */

@@ -55,7 +55,8 @@ int mm_table_cover(mm *m, uint64_t pid, mm_result *r)
         if (want > m->table_capacity) return MM_LIMIT;
         int rc = table_whole(m, now, r); /* growth would put zeros where somebody cut it: pages that were never allocated */
         if (rc) return rc;
-        int e = mm_os_grow(m->config.table, MM_WORDS_OFFSET + now * 8, MM_WORDS_OFFSET + want * 8);
+        int e = mm_fail_at(m->config.failpoints, MM_FAIL_TABLE_GROWTH);
+        if (!e) e = mm_os_grow(m->config.table, MM_WORDS_OFFSET + now * 8, MM_WORDS_OFFSET + want * 8);
         if (!e) e = mm_os_grow(m->config.ids, MM_WORDS_OFFSET + now / 8, MM_WORDS_OFFSET + want / 8);
         if (e) return mm_os_failed(r, e);
         at_max_release(&m->g->table_pages, want);

@@ -128,7 +128,10 @@ typedef struct payload { const uint8_t *p; uint64_t length, segment, generation;
 
 static payload payload_of(const mm *m, const mm_view *v)
 {
-    return (payload){ v->payload, mm_shape_length(v->shape), v->address >> m->segment_shift, v->generation };
+    mm_extent x;
+    if (!mm_is_large(v->shape)) return (payload){ v->payload, v->length, v->address >> m->segment_shift, v->generation };
+    memcpy(&x, v->payload, sizeof x);
+    return (payload){ v->body, v->length, x.address >> m->segment_shift, x.generation };
 }
 
 /* Its bytes do not change in a generation of its segment (invariant 2), so one look at the checksum is enough.  The table is exact: the address is
@@ -144,9 +147,10 @@ static int verify_once(mm *m, const mm_view *v, uint64_t quick, mm_result *r)
     pv_word *pair = &m->verified[2 * (mixed >> (MM_ADDR_BITS - PAIR_BITS))];
     uint64_t newer = pv_load_relaxed(&pair[0]);
     if (newer == mark || pv_load_relaxed(&pair[1]) == mark) return MM_OK;
-    r->length = mm_shape_length(v->shape);
+    r->length = v->length;
     if (r->length > quick) return MM_SPACE;
     int rc = mm_verify(m, v, r);
+    if (!rc) rc = mm_extent_verify(m, v, r);
     if (rc) return rc;
     pv_store_relaxed(&pair[1], newer);
     pv_store_relaxed(&pair[0], mark);
@@ -161,17 +165,20 @@ typedef struct view_call {
     bool kept; /* the pin is the view's now */
 } view_call;
 
-static int show(mm *m, view_call *a, const mm_view *v, mm_result *r)
+static int show(mm *m, view_call *a, mm_view *v, mm_result *r)
 {
-    payload p = payload_of(m, v);
-    int rc = verify_once(m, v, a->quick, r);
+    int rc = mm_is_large(v->shape) ? mm_verify(m, v, r) : MM_OK;
+    if (!rc) rc = mm_extent_open(m, v, r);
+    if (!rc) rc = verify_once(m, v, a->quick, r);
     if (rc) return rc;
+    payload p = payload_of(m, v);
     if (mm_form_read(p.p, p.length, a->form)) return mm_corrupt(r, MM_FILE_LOG, v->address);
     if (a->form->kind == MM_FORM_OTHER) return MM_OK;
     uint32_t k = note(m, word_of(p.segment, p.generation));
     if (k == OVERFLOW) a->kept = keep_pin(m, a->pin);
     pv_add(&m->busy, MM_VIEW_ONE); /* the bit of the pin is there still: nobody unmaps in between */
     *a->hold = k;
+    mm_count(m, MM_COUNT_views, 1);
     return MM_OK;
 }
 

@@ -1,8 +1,10 @@
 """mmpc: a page cache and log-structured page store that many processes write at once, without a server."""
 
+from . import failpoints
 from ._backup import Backup
 from ._face import Counter, Free, Materialized, Meta, PagePtr, Unallocated, View
 from ._findings import Problem
+from ._metrics import Histogram, Metrics, ProcessMetrics, prometheus
 from ._open import open
 from ._readers import Reader, readers
 from ._space import Cleaned, clean
@@ -46,18 +48,21 @@ __all__ = [
     "FragmentTooLarge",
     "FragmentTypeError",
     "Free",
+    "Histogram",
     "IncompatibleStore",
     "LastWriteWins",
     "Materialized",
     "Materializer",
     "Max",
     "Meta",
+    "Metrics",
     "MmpcError",
     "PageCache",
     "PageFreed",
     "PageNotFound",
     "PagePtr",
     "Problem",
+    "ProcessMetrics",
     "Reader",
     "Report",
     "Salvaged",
@@ -71,7 +76,9 @@ __all__ = [
     "View",
     "backup",
     "clean",
+    "failpoints",
     "open",
+    "prometheus",
     "readers",
     "salvage",
     "verify",

@@ -21,12 +21,14 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, errors
+from . import _files, errors, failpoints
+from ._extent import Run, run_at
 from ._findings import Findings
 from ._lasting import Config, Marks, parse_config, read_marks
 from ._layout import (
     BLOCK,
     CONTROL_SEGMENTS,
+    EXTENT_STATE,
     IN_USE,
     LEASE_HEADER,
     MARK_LEASE,
@@ -34,10 +36,16 @@ from ._layout import (
     MARK_SECTOR,
     MARK_SECTORS,
     MARKS_SIZE,
+    PAGE_MASK,
+    REST_MEMBER,
+    REST_RUN,
+    RETIRED,
+    RUN_MAGIC,
     SECTOR,
     SECTOR_LEASES,
     SEGMENT_ENTRY_SIZE,
     SEGMENT_HEADER,
+    SEGMENT_MAGIC,
     crc,
 )
 from ._log import Lease, Segment, lease_at, retirements, segment_at
@@ -50,8 +58,10 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+_SINCE = 48  # of a segment entry
 _AT_ONCE = 1 << 20
-_EMPTY = (0, 1, 6, 7)  # states of a segment in which nothing counts: FREE, PREPARING, PUNCHING, HOLE
+_FREE = 0
+_EMPTY = (_FREE, 1, 6, 7)  # states of a segment in which nothing counts: FREE, PREPARING, PUNCHING, HOLE
 _UNFINISHED = {"config.new", "log.new", "marks.new", "log", "marks", "lock", "open.lock"}
 
 
@@ -160,7 +170,8 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         config = parse_config(data)
         if not isinstance(config, Config):
             raise errors.CorruptionError(f"'config': {config}", file="config", offset=0)
-        _write(os.path.join(dest, "config.new"), data)  # whoever finds it knows what was begun here
+        lasting = _files.lasting_config(data)
+        _write(os.path.join(dest, "config.new"), lasting)  # whoever finds it knows what was begun here
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
         with _files.Descriptors() as files:
@@ -172,7 +183,7 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             copy.run()
             os.fsync(files.get("copy"))
         _must(lib.mm_clock(mm, epoch, ffi.new("uint64_t *")), r)  # nothing in the copy has a colour above
-        _write(os.path.join(dest, "config.new"), _without(data, marks.durable, int(epoch[0])))
+        _write(os.path.join(dest, "config.new"), _without(lasting, marks.durable, int(epoch[0])))
         report.epoch, report.bytes = marks.durable, copy.done
     finally:
         lib.mm_unpin(mm, pin[0])
@@ -192,7 +203,7 @@ def _without(data: bytes, durable: int, newest: int) -> bytes:
     config = _files.decode_config(data)
     pairs = (*config.discards, (durable, newest))
     names = (config.materializer, config.codec)
-    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs).encode()
+    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs, config.compat).encode()
 
 
 def _must(rc: int, r: Any) -> None:
@@ -210,6 +221,7 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _put(fd: int, data: memoryview, at: int) -> None:
+    failpoints.reach("backup write")
     while data:
         n = os.pwrite(fd, data, at)
         data, at = data[n:], at + n
@@ -239,6 +251,7 @@ class _Copy:
         self.leases: dict[int, Lease] = {}  # those that are in the copy
         self.left_out: set[int] = set()  # addresses of those that are not
         self.segments: dict[int, Segment] = {}  # with a header that holds
+        self.runs: set[int] = set()  # first segments of those that are in the copy
         self.kept: set[int] = set()  # of which more than the header was copied
 
     def run(self) -> None:
@@ -247,15 +260,40 @@ class _Copy:
         count = (self.size + step - 1) >> self.config.shift
         words = os.pread(self.control, count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS)
         for number in range(count):
-            state = int.from_bytes(words[number * SEGMENT_ENTRY_SIZE : number * SEGMENT_ENTRY_SIZE + 8], "little") & 15
-            self._segment(number, state)
+            at = number * SEGMENT_ENTRY_SIZE
+            word, since = (int.from_bytes(words[at + k : at + k + 8], "little") for k in (0, _SINCE))
+            state, rest = word & 15, word >> 28
+            gone = state == RETIRED and since <= self.marks.durable  # not kept by the pin, and not needed in the cut
+            if state == EXTENT_STATE or (state == RETIRED and rest & REST_RUN):
+                self._part_of_run(number, word >> 4 & 0xFFFFFF, rest, gone)
+            else:
+                self._segment(number, _FREE if gone else state, word >> 4 & 0xFFFFFF)
 
-    def _segment(self, number: int, state: int) -> None:
+    def _part_of_run(self, number: int, generation: int, rest: int, gone: bool) -> None:
+        """A run that was taken after the cut holds nothing of it, nor does one that was retired before, which may be
+        given back meanwhile. Of another one all bytes are copied: it waits for the pin.
+        """
+        base = number << self.config.shift
+        if not rest & REST_MEMBER and not gone:
+            run = run_at(os.pread(self.source, BLOCK, base), number, self.config.uuid)
+            if run is not None and run.generation == generation and run.epoch <= self.marks.durable:
+                self.runs.add(number)
+        if (rest & ~REST_MEMBER if rest & REST_MEMBER else number) in self.runs:
+            self._bytes(base, min(base + (1 << self.config.shift), self.size))
+        else:
+            self._gone_by(number, generation)
+
+    def _gone_by(self, number: int, generation: int) -> None:
+        """What others name in the segment is of an earlier generation: a header of its own says so in the copy."""
+        if generation:
+            self._put(Run(number, generation, PAGE_MASK, 1).packed(self.config.uuid), number << self.config.shift)
+
+    def _segment(self, number: int, state: int, generation: int) -> None:
         """A segment that is free holds nothing of the cut, and one that was opened later neither: the header is enough,
         which says that what others name in it is gone.
         """
         base = number << self.config.shift
-        segment = self._header(number, state)
+        segment = self._header(number, state, generation)
         if segment is not None:
             self.segments[number] = segment
         later = segment is not None and (segment.epoch > self.marks.durable or self._gone(segment))
@@ -263,7 +301,7 @@ class _Copy:
             return
         self.kept.add(number)
         self._bytes(base + BLOCK if segment is not None else base, min(base + (1 << self.config.shift), self.size))
-        if segment is not None and state in IN_USE:  # else it holds one large value, or a part of it
+        if segment is not None and state in IN_USE:
             self._leases(segment)
 
     def _gone(self, segment: Segment) -> bool:
@@ -271,7 +309,7 @@ class _Copy:
         discarded = any(lo < segment.retired <= hi for lo, hi in self.config.discards)
         return 0 < segment.retired <= self.marks.durable and not discarded
 
-    def _header(self, number: int, state: int) -> Segment | None:
+    def _header(self, number: int, state: int, generation: int) -> Segment | None:
         """Copies the first block, once the header in it is whole: somebody may be writing it. If he died in the middle,
         what the segment says of its retirement tells.
         """
@@ -279,13 +317,19 @@ class _Copy:
         for _ in range(200 if state in _EMPTY or state in IN_USE else 1):
             data = bytearray(os.pread(self.source, BLOCK, base))
             segment = segment_at(bytes(data), number, self.config.uuid)
-            if segment is not None or not any(data[: SEGMENT_HEADER.size]):
+            if segment is not None or bytes(data[:8]) not in (SEGMENT_MAGIC, RUN_MAGIC):
+                break
+            if run_at(bytes(data), number, self.config.uuid) is not None:
                 break
             time.sleep(0.001)
         if segment is None:
+            retired = retirements(bytes(data), number, self.config.uuid)
+            if any(data) and (state in _EMPTY and not any(s.generation >= generation for s in retired)):
+                self._gone_by(number, generation)  # it was in a run, or is in one that was taken since
+                return None
             if any(data):
                 self._put(data, base)  # as it is
-            retired = [s for s in retirements(bytes(data), number, self.config.uuid) if self._gone(s)]
+            retired = [s for s in retired if self._gone(s)]
             return max(retired, key=lambda s: s.retired, default=None)
         if segment.stable > self.marks.durable:
             data[40:48] = self.marks.durable.to_bytes(8, "little")

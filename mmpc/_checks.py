@@ -4,15 +4,34 @@ from __future__ import annotations
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
+    """TypeError: no int; ValueError: out of bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+        raise TypeError(f"{name} must be an int from {low} to {high}, not {value!r} ({type(value).__name__})")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}, not {value}")
 
 
+def check_bool(name: str, value: object) -> bool:
+    """The value. TypeError: neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r} ({type(value).__name__})")
+    return value
+
+
+def check_power(name: str, value: object, low: int, high: int) -> int:
+    """The exponent of a power of two. TypeError: no int; ValueError: out of bounds, or no power of two."""
+    check_int(name, value, low, high)
+    assert isinstance(value, int)
+    if value & (value - 1):
+        raise ValueError(f"{name} must be a power of two from {low} to {high}, not {value}")
+    return value.bit_length() - 1
+
+
 def check_cleanup(threshold: object, skew: object) -> tuple[int, int]:
+    """Both in percent."""
     if not isinstance(threshold, (float, int)) or isinstance(threshold, bool):
-        raise TypeError(f"segment_cleanup_threshold must be a float, not {type(threshold).__name__}")
+        what = f"{threshold!r} ({type(threshold).__name__})"
+        raise TypeError(f"segment_cleanup_threshold must be a float from 0.01 to 0.99, not {what}")
     if not 0.01 <= threshold <= 0.99:
         raise ValueError(f"segment_cleanup_threshold must be from 0.01 to 0.99, not {threshold}")
     check_int("segment_cleanup_skew", skew, 0, 98)

@@ -2,8 +2,8 @@
 
 A store is a directory.  `config` is written last at creation, by rename: a directory without it is no store
 yet.  `control`, `table`, `ids` and `rts` are volatile: made aside and renamed, and trusted only while the
-identity block in `control` names exactly these files and this boot.  `open.lock` is held for creation and
-recovery, never by running operations.
+identity block in `control` names exactly these files and this boot.  `metrics` is volatile and never trusted.
+`open.lock` is held for creation and recovery, never by running operations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import struct
 import sys
 
-from . import errors
+from . import errors, failpoints
 from ._native import ffi, lib
 
 TYPE_CHECKING = False
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 LASTING = ("config", "log", "marks", "lock", "open.lock")
 VOLATILE = ("control", "table", "ids", "rts")
+METRICS = "metrics"  # volatile too, but nothing depends on it: made when it can be, used where it fits
 FORMAT = 4
 MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
 SLOTS_READY = 16  # their blocks of `marks` are allocated at creation
 MAX_CONFIG = 64 << 20
+TEMPORARY = 1  # a bit of compat: who leaves last removes the store
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
 
 # Local file systems whose shared mappings are coherent and whose allocation can be reserved (statfs magic
@@ -52,10 +54,10 @@ _MAGIC = b"MMPCconf"
 
 class Config:
     """What `config` says.  Immutable facts of the store, and the colours that recoveries discarded (pairs lo
-    < colour <= hi).
+    < colour <= hi).  `compat`: feature bits, also those that this mmpc does not know.
     """
 
-    __slots__ = ("codec", "created", "discards", "materializer", "segment_shift", "uuid")
+    __slots__ = ("codec", "compat", "created", "discards", "materializer", "segment_shift", "uuid")
 
     def __init__(
         self,
@@ -65,19 +67,27 @@ class Config:
         codec: str,
         created: int,
         discards: tuple[tuple[int, int], ...] = (),
+        compat: int = 0,
     ) -> None:
         self.uuid = uuid
+        self.compat = compat
         self.segment_shift = segment_shift
         self.materializer = materializer
         self.codec = codec
         self.created = created
         self.discards = discards
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the store was made to be removed by who leaves it last."""
+        return bool(self.compat & TEMPORARY)
+
     def encode(self) -> bytes:
         names = b"".join(struct.pack("<I", len(n)) + n for n in (self.materializer.encode(), self.codec.encode()))
         pairs = struct.pack("<I", len(self.discards)) + b"".join(struct.pack("<QQ", *d) for d in self.discards)
         length = _CONFIG.size + len(names) + len(pairs)
-        head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, self.segment_shift, 0, 0, 0, self.uuid, self.created)
+        facts = (self.segment_shift, 0, 0, self.compat, self.uuid, self.created)
+        head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, *facts)
         data = head + names + pairs
         return data[:12] + struct.pack("<I", crc32c(data[16:])) + data[16:]
 
@@ -97,7 +107,7 @@ def decode_config(data: bytes) -> Config:
     """
     if len(data) < _CONFIG.size:
         raise _damaged(len(data), f"{len(data)} bytes are too short")
-    magic, fmt, crc, length, shift, incompat, ro_compat, _compat, uuid, created = _CONFIG.unpack_from(data)
+    magic, fmt, crc, length, shift, incompat, ro_compat, compat, uuid, created = _CONFIG.unpack_from(data)
     if magic != _MAGIC:
         raise errors.IncompatibleStore("'config' was not written by mmpc: this is another program's directory")
     if fmt != FORMAT:
@@ -117,7 +127,15 @@ def decode_config(data: bytes) -> Config:
     pairs = tuple(struct.unpack("<QQ", _slice(data, at + 16 * i, 16)) for i in range(min(count, len(data) // 16 + 1)))
     if len(pairs) != count or at + 16 * count != length or not 16 <= shift <= 30:
         raise _damaged(at, "fields do not fit")
-    return Config(uuid, shift, names[0].decode(errors="replace"), names[1].decode(errors="replace"), created, pairs)
+    materializer, codec = (name.decode(errors="replace") for name in names)
+    return Config(uuid, shift, materializer, codec, created, pairs, compat)
+
+
+def lasting_config(data: bytes) -> bytes:
+    """The bytes of `config` for a copy of the store, which is nobody's temporary one."""
+    config = decode_config(data)
+    config.compat &= ~TEMPORARY
+    return config.encode()
 
 
 def _slice(data: bytes, at: int, n: int) -> bytes:
@@ -155,14 +173,34 @@ def write_config(path: str, config: Config) -> None:
     name = os.path.join(path, "config.new")
     fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        share_as_log(fd, path)
         data = config.encode()
+        failpoints.reach("write_config bytes")
+        half = os.write(fd, data[: len(data) // 2])
+        failpoints.reach("write_config crc")
+        data = data[half:]
         while data:
             data = data[os.write(fd, data) :]
         os.fsync(fd)
     finally:
         os.close(fd)
+    failpoints.reach("write_config mv")
     os.rename(name, os.path.join(path, "config"))
     sync_directory(path)
+    failpoints.reach("write_config post")
+
+
+def share_as_log(fd: int, path: str) -> None:
+    """Gives a file that was just made the permissions of the log of the store in `path`, if they are other ones."""
+    mode = stat.S_IMODE(os.stat(os.path.join(path, "log")).st_mode) & 0o666
+    if mode != stat.S_IMODE(os.fstat(fd).st_mode):
+        os.fchmod(fd, mode)
+
+
+def may_write(path: str) -> bool:
+    """Whether this process may write to all that is in the store, and to its directory; True where no store is."""
+    names = [os.path.join(path, n) for n in ("", *LASTING, *VOLATILE)]
+    return all(os.access(n, os.W_OK, effective_ids=True) for n in names if os.path.lexists(n))
 
 
 def is_snapshot(name: str) -> bool:
@@ -178,7 +216,7 @@ def is_temporary_snapshot(name: str) -> bool:
 
 def belongs(name: str) -> bool:
     """Whether a file of that name may be in a store."""
-    known = (*LASTING, *VOLATILE, *(n + ".new" for n in VOLATILE), "config.new")
+    known = (*LASTING, *VOLATILE, *(n + ".new" for n in (*VOLATILE, METRICS)), "config.new", METRICS)
     return name in known or is_snapshot(name) or is_temporary_snapshot(name)
 
 
@@ -211,6 +249,7 @@ def remove_file(name: str) -> None:
 
 def sync_directory(path: str) -> None:
     """Makes creations and renames in `path` durable."""
+    failpoints.reach("directory sync")
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -297,6 +336,7 @@ def check_unborn(path: str) -> None:
 def create_lasting(path: str) -> None:
     """Empty log, marks and lock; never touches those that are there."""
     os.chmod(path, 0o700)
+    failpoints.reach("create files")
     for name in ("log", "marks", "lock"):
         fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -324,21 +364,27 @@ def _no_copy_on_write(fd: int) -> None:
 
 
 class Descriptors:
-    """Open descriptors of a store's files, until the core takes them over."""
+    """Open descriptors of a store's files, until the core takes them over. `reading`: they are not for writing."""
 
-    __slots__ = ("fds",)
+    __slots__ = ("fds", "reading")
 
-    def __init__(self) -> None:
+    def __init__(self, reading: bool = False) -> None:
         self.fds: dict[str, int] = {}
+        self.reading = reading
 
     def open(self, path: str, names: tuple[str, ...], *, suffix: str = "", create: bool = False) -> None:
-        flags = os.O_RDWR | _SAFELY | (os.O_CREAT | os.O_TRUNC if create else 0)
+        """Raises what the system refuses, explained. A file that is made has the permissions of the log: who may look
+        at the one may look at the other.
+        """
+        flags = (os.O_RDONLY if self.reading else os.O_RDWR) | _SAFELY | (os.O_CREAT | os.O_TRUNC if create else 0)
         for name in names:
             try:
                 self.fds[name] = os.open(os.path.join(path, name + suffix), flags, 0o600)
             except OSError as e:
                 raise explained(e, path, name + suffix) from e
             _check_regular(self.fds[name], path, name)
+            if create:
+                share_as_log(self.fds[name], path)
 
     def get(self, name: str) -> int:
         return self.fds.get(name, -1)
@@ -377,13 +423,14 @@ def explained(e: OSError, path: str, name: str = "") -> Exception:
         return errors.IncompatibleStore(f"{_not_a_directory(path)!r} is not a directory; choose another path")
     if e.errno == errno.EROFS:
         return errors.Unsupported(
-            f"{where!r}: {why}: every process needs to write; mount it for writing, or copy the store"
+            f"{where!r}: {why}: who does more than look (read_only=True) needs to write; mount it for writing, or copy "
+            f"the store"
         )
     if e.errno in (errno.EACCES, errno.EPERM):
         who = f"user {os.geteuid()}"
         return errors.Unsupported(
-            f"{where!r} cannot be opened for writing ({why}): every process needs to write; give {who} the directory "
-            f"and its files (chown, chmod)"
+            f"{where!r} cannot be opened ({why}): who does more than look (read_only=True) needs to write, who looks "
+            f"needs to read; give {who} the directory and its files (chown, chmod)"
         )
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.DiskFullError(f"{where!r}: no room on the device ({why}); free some space, or inodes")
@@ -403,25 +450,54 @@ def _not_a_directory(path: str) -> str:
     return path
 
 
+def create_metrics(path: str, control: int) -> None:
+    """Makes `metrics` anew, for the `control` of that descriptor; without room for it nothing is counted."""
+    name = os.path.join(path, METRICS)
+    try:
+        fd = create_file(name + ".new")
+        try:
+            made = lib.mm_metrics_format(fd, control) == 0
+        finally:
+            os.close(fd)
+        if made:
+            os.rename(name + ".new", name)
+        else:
+            remove_file(name + ".new")
+    except OSError:
+        return
+
+
+def count(path: str, mm: Any) -> None:
+    """Lets an attachment count what it does, in the store's `metrics`, if that is there."""
+    try:
+        fd = os.open(os.path.join(path, METRICS), os.O_RDWR | _SAFELY)
+    except OSError:
+        return
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        lib.mm_metrics_attach(mm, fd)  # which closes it
+    else:
+        os.close(fd)
+
+
 def remove_volatile(path: str, control: bool) -> None:
-    """Before a recovery makes them again, so that it needs no more room than they had: `table`, `ids` and `rts`, and
-    `control` if it says nothing that a recovery that is cut off would have to know.
+    """Before a recovery makes them again, so that it needs no more room than they had: `table`, `ids`, `rts` and
+    `metrics`, and `control` if it says nothing that a recovery that is cut off would have to know.
     """
-    for name in VOLATILE:
+    for name in (*VOLATILE, METRICS):
         if control or name != "control":
             remove_file(os.path.join(path, name))
 
 
 def remove_new(path: str) -> None:
     """What a recovery that was refused had made aside."""
-    for name in (*VOLATILE, "config"):
+    for name in (*VOLATILE, METRICS, "config"):
         remove_file(os.path.join(path, name + ".new"))
 
 
 def remove_unborn(path: str) -> None:
     """What a creation that was refused had made; `open.lock` stays, others may wait for it."""
     remove_new(path)
-    for name in ("config", *VOLATILE, "log", "marks", "lock"):
+    for name in ("config", *VOLATILE, METRICS, "log", "marks", "lock"):
         remove_file(os.path.join(path, name))
 
 
@@ -438,7 +514,8 @@ def remove_store(path: str) -> None:
     for name in (
         *(n for n in os.listdir(path) if is_snapshot(n) or is_temporary_snapshot(n)),
         *VOLATILE,
-        *(n + ".new" for n in VOLATILE),
+        METRICS,
+        *(n + ".new" for n in (*VOLATILE, METRICS)),
         "config.new",
         "config",
         "log",

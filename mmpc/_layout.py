@@ -41,6 +41,14 @@ LEASE_SUMMED = 48
 LEASE_MAGIC = 0x4C455345
 RECORD = Struct("<QQQQQ")  # crc_commit, shape, page_colour, version, prev_colour
 
+# address, length, salt, generation, crc: the payload of a record with EXTENT
+EXTENT_BODY = Struct("<QQQII")
+EXTENT_PIECE = 1 << 20
+EXTENT_MOST = (1 << 30) + BLOCK
+# magic, crc, generation, number, salt, epoch, stable, uuid, page, segments
+RUN_HEADER = Struct("<8sIIQQQQ16sQQ")
+RUN_MAGIC = b"MMPC-run"
+
 RETIREMENTS_AT = 256  # in the log: a word, how many segments were ever retired
 # magic, crc, count, epoch, slot, place, segments, retirements, discarded; then as many MARK_LEASEs
 MARK_SECTOR = Struct("<8sIIQIIIIQ")
@@ -51,6 +59,7 @@ MARK_MAGIC = b"MMPCmark"
 SNAPSHOT_HEADER = Struct("<8sIIQQQQQQQIIQ")
 SNAPSHOT_MAGIC = b"MMPCsnap"
 SNAPSHOT_ENTRY = Struct("<QQ")  # word, live
+SNAPSHOT_RUN = 2  # in `word`: the first segment of a run
 
 # magic, crc, layout_version, fingerprint, uuid, boot_id, open_id; then device, inode and birth of five files
 IDENTITY = Struct("<8sIIQ16s64s16s15Q")
@@ -70,6 +79,9 @@ CONTROL_TIMES, TIMES, TIME_SAMPLE = 8192, 256, Struct("<QQ")  # of the epoch: (e
 RETIRED = 5  # a state: nothing in the segment is needed by who comes later
 SEGMENT_ENTRY = Struct("<QQQQQQQQ")  # word, fill, live, salt, opened, written, since, looked
 SEGMENT_ENTRY_SIZE = SEGMENT_ENTRY.size
+EXTENT_STATE = 8  # it holds a large payload, or a part of one
+# In the rest of a segment's word: the first of a run, with the slot that is at it; another, with the first's number.
+REST_RUN, REST_MEMBER = 1 << 34, 1 << 35
 IN_USE = (2, 3, 4, 5)  # states of a segment that holds records: OPEN, SEALED, CLAIMED, RETIRED
 # Offsets of the globals that are judged; each is one word.
 GLOBALS = {
@@ -84,6 +96,14 @@ GLOBALS = {
     "id_limit": 896,
     "dirty": 1152,
 }
+
+METRICS_HEADER = Struct("<8sQ16sQ")  # magic, fingerprint, open_id, created; the rows of the slots begin at METRICS_ROWS
+METRICS_MAGIC = b"MMPCmetr"
+METRICS_ROWS = 4096
+COUNTERS, WORDS_OF_COUNTERS = 62, 128  # then incarnation, a spare word, and the counters as the owner found them
+COUNTER_WORDS = Struct("<128Q")
+HIT_BITS = 56  # of the word of cache_hits: what is above is no part of the count
+BUCKETS, HISTOGRAM_WORDS, ROW_WORDS = 332, 336, 8192  # sum, greatest, least, a spare word, buckets
 
 WORDS_HEADER = Struct("<8sII16s")  # magic, layout_version, role, open_id
 WORDS_MAGIC = b"MMPCords"
@@ -102,7 +122,8 @@ BASE, DELTA, FREE, INTENT = 1, 2, 3, 4
 INNER = 1 << 44  # in `shape`
 INDEX = 2 << 44
 INDEX_MAX = 32
-FLAGS_UNKNOWN = 0xC << 44
+EXTENT = 4 << 44
+FLAGS_UNKNOWN = 8 << 44
 COMMIT_XOR = 0x9E3779B9
 
 _crc = lib.mm_crc32c
@@ -154,6 +175,8 @@ def sane(shape: int, version: int, prev: int) -> str | None:
         return f"version {wts} cannot be"
     if shape & INDEX and (kind != DELTA or shape & INNER or not 0 < shape >> 56 <= INDEX_MAX):
         return f"an index of {shape >> 56} bytes cannot be in a record of kind {kind}"
+    if shape & EXTENT and (kind == FREE or shape & MASK32 != EXTENT_BODY.size):
+        return f"an extent of {shape & MASK32} bytes cannot be in a record of kind {kind}"
     if kind == FREE and shape & MASK32:
         return "a FREE record has a payload"
     if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):
@@ -164,3 +187,22 @@ def sane(shape: int, version: int, prev: int) -> str | None:
 def words(data: Any) -> Any:
     """A view of little-endian words; the machine is little-endian, as the core asserts."""
     return memoryview(data)[: len(data) & -8].cast("Q") if len(data) >= 8 else ()
+
+# Offsets of the globals that are only figures for people; each is one word.
+FIGURES = {
+    "free_ids": 640,
+    "reaped": 1024,
+    "helped": 1088,
+    "flush_time": 1472,
+    "flushes": 1664,
+    "shared": 1728,
+    "log_taken": 1792,
+    "log_snapshot": 1856,
+    "snapshots": 1984,
+    "cleaned": 2112,
+    "moved": 2176,
+}
+SLOT_COUNTS, SLOT_COUNTS_AT = Struct("<QQ"), 96  # operations, conflicts; at SLOT_COUNTS_AT of a slot
+WRITTEN_ALWAYS = (1 << 64) - 1  # `written` of a segment that somebody helped a record in
+# Names of the states of a segment, by number.
+STATES = ("free", "preparing", "open", "sealed", "claimed", "retired", "punching", "hole", "extent")

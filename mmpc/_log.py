@@ -11,12 +11,15 @@ import os
 from array import array
 from bisect import bisect_left
 
+from ._extent import Extent, Run, run_at
 from ._findings import Findings, Problem
 from ._layout import (
     ADDRESS_MASK,
     BASE,
     BLOCK,
     COMMIT_XOR,
+    EXTENT,
+    EXTENT_BODY,
     FREE,
     INDEX,
     INNER,
@@ -30,6 +33,7 @@ from ._layout import (
     RETIRED_AT,
     RETIRED_MAGIC,
     RETIREMENTS_AT,
+    RUN_HEADER,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SEGMENT_RETIRED,
@@ -65,7 +69,7 @@ _UNUSED = (
 class Segment:
     """One segment with a header that holds."""
 
-    __slots__ = ("epoch", "generation", "number", "retired", "salt", "seed", "stable", "torn")
+    __slots__ = ("epoch", "generation", "number", "of_run", "retired", "salt", "seed", "stable", "torn")
 
     def __init__(
         self, number: int, generation: int, salt: int, epoch: int, stable: int, seed: int, retired: int = 0
@@ -73,6 +77,7 @@ class Segment:
         self.number, self.generation, self.salt = number, generation, salt
         self.epoch, self.stable, self.seed = epoch, stable, seed
         self.torn = False  # its header does not hold
+        self.of_run = False  # it has had no life since it was one of a run, as the header of that says
         self.retired = retired  # durable from this epoch on, nothing in it is needed; 0: it is in use
 
 
@@ -214,7 +219,10 @@ class Log:
         self.allocated = False  # there is a page that a finished store made, durable or not
         self.broken: set[int] = set()
         self.missed: set[int] = set()  # segments without a header of which something was asked for
+        self.runs: dict[int, Run] = {}  # by first segment
+        self.covered: dict[int, Run] = {}  # the newest run that a segment is, or was, one of
         self._late: dict[int, Record | None] = {}
+        self._extents: set[tuple[int, int]] = set()  # those that were looked at, and are whole
 
     # ---- reading
 
@@ -236,15 +244,33 @@ class Log:
     def scan(self, progress: Callable[[int], None]) -> None:
         """Reads all of it."""
         step = 1 << self.shift
+        self._find_runs()
         for number in range((self.size + step - 1) >> self.shift):
             self._scan_segment(number)
             progress(min((number + 1) << self.shift, self.size))
+
+    def _find_runs(self) -> None:
+        """The header of a run says of which generation all its segments are, until one has a header of a later one."""
+        self.runs, self.covered = {}, {}
+        for number in range(self.size + (1 << self.shift) - 1 >> self.shift):
+            run = run_at(self.read(number << self.shift, RUN_HEADER.size), number, self.uuid)
+            before = self.covered.get(number)
+            if run is None or (before is not None and run.generation <= before.generation):
+                continue
+            self.runs[number] = run
+            for i in range(number, min(number + run.segments, self.size + (1 << self.shift) - 1 >> self.shift)):
+                if i not in self.covered or self.covered[i].generation < run.generation:
+                    self.covered[i] = run
 
     def _scan_segment(self, number: int) -> None:
         base = number << self.shift
         end = min(base + (1 << self.shift), self.size)
         head = self.read(base, BLOCK)
         segment = self._segment(head, number)
+        if segment is not None and segment.of_run:
+            self.segments[number] = segment
+            self._stamp(number)
+            return
         if segment is None and any(head[: SEGMENT_HEADER.size]):  # a writer may be at it
             head = self.read(base, BLOCK)
             segment = self._segment(head, number)
@@ -381,17 +407,30 @@ class Log:
         So is one of the generation after a retired one: where that is named the header was whole, and is damaged now.
         """
         segment = self.segment_now(address >> self.shift)
+        if segment is not None and segment.of_run:
+            return generation > segment.generation
         if segment is not None and segment.torn:
             return generation == (2 if segment.generation == 0xFFFFFF else segment.generation + 1)
         return segment is None or (segment.generation == generation and not self.gone(segment))
 
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
-        return self._segment(self.read(number << self.shift, BLOCK), number)
+        segment = self._segment(self.read(number << self.shift, BLOCK), number)
+        if segment is None:  # a run may have been taken since
+            self._find_runs()
+            segment = self._segment(self.read(number << self.shift, BLOCK), number)
+        return segment
 
     def _segment(self, head: bytes, number: int) -> Segment | None:
         """By its header, or, where that was torn by who was about to use it again, by its retirement."""
         segment = segment_at(head, number, self.uuid)
+        run = self.covered.get(number)
+        own = [segment, *retirements(head, number, self.uuid)]
+        if run is not None and all(s is None or s.generation <= run.generation for s in own):
+            salt = run.salt if run.number == number else 0
+            segment = Segment(number, run.generation, salt, run.epoch, run.stable, 0)
+            segment.torn = segment.of_run = True
+            return segment
         if segment is None:
             retired = [s for s in retirements(head, number, self.uuid) if self.gone(s)]
             segment = max(retired, key=lambda s: s.retired, default=None)
@@ -485,6 +524,9 @@ class Log:
             wrong = self._wrong_in(record)
             if wrong is not None:
                 return Problem("log", record.address, wrong, page)
+            damaged = self._wrong_with_extent(record) if record.shape & EXTENT else None
+            if damaged is not None:
+                return damaged
             if record.kind in (BASE, FREE):
                 return chain
             older = find(record.prev)
@@ -508,3 +550,40 @@ class Log:
         if wrong is None and (record.tag != 0) != tagged:
             wrong = f"class {record.tag} cannot be under the store's materializer"
         return wrong
+
+    def extent(self, record: Record) -> Extent:
+        """What a record with EXTENT says, which was whole when it was read."""
+        return Extent(self.read(record.address + RECORD.size, EXTENT_BODY.size).ljust(EXTENT_BODY.size, b"\0"))
+
+    def payload(self, record: Record) -> bytes:
+        """Of a record that was whole when it was read; without what is damaged in a run: that its chain tells."""
+        if record.shape & EXTENT:
+            pieces = self.extent(record).checked(self.read, self.uuid)
+            return b"".join(piece for _at, piece in pieces if piece is not None)
+        return self.read(record.address + RECORD.size, record.length)
+
+    def _wrong_with_extent(self, record: Record) -> Problem | None:
+        """Every byte of a payload that lies in a run, and the header of that."""
+        extent = self.extent(record)
+        if (extent.address, extent.generation) in self._extents:
+            return None
+        wrong = self._wrong_with_run(extent, record.page)
+        if wrong is not None:
+            return Problem("log", extent.address, wrong, record.page)
+        for at, piece in extent.checked(self.read, self.uuid):
+            if piece is None:
+                what = "a piece of the payload" if at != extent.table else "the checksums of the payload"
+                return Problem("log", at, f"{what} of the record at {record.address} is damaged", record.page)
+            self.bytes += len(piece)
+        self._extents.add((extent.address, extent.generation))
+        return None
+
+    def _wrong_with_run(self, extent: Extent, page: int) -> str | None:
+        number, step = extent.address >> self.shift, 1 << self.shift
+        run = run_at(self.read(extent.address, RUN_HEADER.size), number, self.uuid)
+        if extent.address & step - 1 or run is None:
+            return "the header of the run that its payload lies in is damaged"
+        fits = (run.generation, run.salt, run.page) == (extent.generation, extent.salt, page)
+        if not fits or extent.end > extent.address + (run.segments << self.shift):
+            return f"the run there is of page {run.page} and generation {run.generation}"
+        return None

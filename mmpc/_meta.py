@@ -49,7 +49,7 @@ class Collections:
         to know.  Visible to every process on return, durable with the next flush.
 
         Errors: Conflict (`current`: the root as it is, or None; `rejected`: `new`), FragmentTooLarge (all names and
-        roots must fit a segment), and those of `replace`.
+        roots together are one fragment), and those of `replace`.
         """
         _check_name(name)
         for what, root in (("old", old), ("new", new)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from . import _files, _store
-from ._checks import check_cleanup, check_int
+from ._checks import check_bool, check_cleanup, check_int, check_power
 from ._face import T
 from .materializer import Materializer, by_name
+from .observer import Observer
 from .pagecache import PageCache, ReadOnlyPageCache
 
 TYPE_CHECKING = False
@@ -35,25 +36,32 @@ def open(
     segment_cleanup_skew: int = 10,
     idgen_persist_interval: int = _store.ID_INTERVAL,
     event_log: str | os.PathLike[str] | None = None,
+    metrics: bool = True,
+    print_profile_on_close: bool = False,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
-    `create` makes it when it is not there (with mode 0700).  `temporary` removes it when the last process
-    closes it; `path` may then be None. `read_only` refuses every verb that writes; the directory must be
-    writable all the same, since a reader pins what it reads. `cache_capacity` (bytes) bounds the private
-    cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
+    `create` makes it when it is not there (with mode 0700).  A store made with `temporary` is removed when the last
+    process leaves it, whatever that one asked for; `path` may then be None. `read_only` refuses every verb that writes;
+    it pins what it reads as everybody does, which writes to the store's files. Without permission to, and on a medium
+    that cannot be written to, it gives an `Observer`, which touches nothing. `cache_capacity` (bytes) bounds the
+    private cache of decoded values: beside it a process takes at most 48 MiB and what its running calls hold.
     `mapped_capacity` (bytes, at least 4 MiB) bounds what this handle keeps mapped of the log, which counts as
     resident memory of the process although it is the kernel's page cache; None: whatever it touches stays mapped
     until the kernel needs the memory.  Chains of more than `page_consolidation_threshold` fragments are merged to one
     (1 to 200).  `segment_size` (a power of two from 64 KiB to 1 GiB, default 8 MiB) is chosen at creation for
-    good; a page must fit a segment.  With `flush_every_ms` (1 to 3,600,000) a thread of this handle sees to it
-    that what any process writes is flushed within about that time: one flush a period, however many processes
+    good; fragments of half a segment and more take segments of their own.  With `flush_every_ms` (1 to
+    3,600,000) a thread of this handle sees to it that what any process writes is flushed within about that
+    time: one flush a period, however many processes
     ask for it, and none when nothing is dirty; a `read_only` handle asks for none.  None, the default: who
     needs durability calls `flush`.
 
     Writers keep the log within a factor of what is live. Beyond that, `attempt_gc` and the thread of
     `flush_every_ms` empty segments of which at most the share `segment_cleanup_threshold` (0.01 to 0.99) is live,
     `segment_cleanup_skew` (0 to 98) percent more at the beginning of the log and less towards its end.
+
+    `metrics`: this process counts and times what it does, for `PageCache.metrics`, at a cost of a percent or two.
+    `print_profile_on_close` prints those of all processes to standard output when this handle is closed.
 
     `idgen_persist_interval` (1 to 2^40): `generate_id` writes a record once in so many numbers, and a recovery skips at
     most twice as many.  Each process may have its own; a small one makes numbers slow, since each record is flushed.
@@ -62,11 +70,14 @@ def open(
     is written there, for programs that judge it (`mmpc.event_log`); it makes every verb slow.
 
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
-    segment size; a directory that is not a store); CorruptionError; Unsupported (a file system that cannot do
-    it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
+    segment size; `temporary` for a store made to stay; a directory that is not a store); CorruptionError;
+    Unsupported (a file system that cannot do it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
+    docs/options.md has all options in a table, and what becomes of one that is changed at the next open.
     """
     if not isinstance(materializer, Materializer):
         raise TypeError(f"materializer must be an mmpc.Materializer, not {type(materializer).__name__}")
+    for option, value in (("create", create), ("read_only", read_only), ("temporary", temporary)):
+        check_bool(option, value)
     if path is None and not temporary:
         raise TypeError("path may be None only with temporary=True")
     if path is None:
@@ -76,12 +87,7 @@ def open(
     if mapped_capacity is not None:
         check_int("mapped_capacity", mapped_capacity, 4 << 20, 1 << 62)
     check_int("page_consolidation_threshold", page_consolidation_threshold, 1, 200)
-    shift = None
-    if segment_size is not None:
-        check_int("segment_size", segment_size, 1 << 16, 1 << 30)
-        if segment_size & (segment_size - 1):
-            raise ValueError(f"segment_size must be a power of two, not {segment_size}")
-        shift = segment_size.bit_length() - 1
+    shift = check_power("segment_size", segment_size, 1 << 16, 1 << 30) if segment_size is not None else None
     if flush_every_ms is not None:
         check_int("flush_every_ms", flush_every_ms, 1, 3_600_000)
     check_int("idgen_persist_interval", idgen_persist_interval, 1, 1 << 40)
@@ -101,13 +107,16 @@ def open(
         mapped_capacity,
         idgen_persist_interval,
     )
+    options.metrics = check_bool("metrics", metrics)
+    options.profile = check_bool("print_profile_on_close", print_profile_on_close)
+    observes = read_only and not _files.may_write(where)
     recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
-    if recorded:
+    if recorded and not observes:
         from . import event_log as events
 
         directory = os.path.abspath(os.fsdecode(recorded))
         return events.opened(directory, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
-    make = ReadOnlyPageCache if read_only else PageCache
+    make: type[PageCache[T]] = Observer if observes else ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 
 
@@ -134,6 +143,8 @@ def reopen(
     cleanup: tuple[int, int],
     mapped: int | None,
     id_interval: int = _store.ID_INTERVAL,
+    metrics: bool = True,
+    profile: bool = False,
     event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
@@ -150,4 +161,6 @@ def reopen(
         segment_cleanup_skew=cleanup[1],
         idgen_persist_interval=id_interval,
         event_log=event_log,
+        metrics=metrics,
+        print_profile_on_close=profile,
     )

@@ -32,6 +32,10 @@ KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
 PIDS = 1 << 40  # page ids are below
 NO_ID = 2**64 - 1  # MM_ID_NONE
 SCRATCH = 16 << 10
+READ_FRAGMENTS = 2  # MM_READ_FRAGMENTS of csrc/mmpc.h
+_EVICTIONS = lib.mm_metric_named(0, b"cache_evictions")
+_SERIALIZE, _DESERIALIZE = lib.mm_metric_named(1, b"serialize"), lib.mm_metric_named(1, b"deserialize")
+_EVERY_SERIALIZE, _EVERY_DESERIALIZE = 128, 64  # one in so many is timed, and stands for as many (csrc/metrics.h)
 
 
 class Entry:
@@ -60,6 +64,7 @@ class ObjectCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = self.misses = self.evictions = 0
+        self.encoded = 0  # fragments
         self.entries: dict[int, Entry] = {}
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
@@ -271,7 +276,7 @@ class Verbs(Generic[T]):
             binding = self._bound(pid)
             status, body = errors.NOPAGE if not known else errors.RESERVED if pid < 2 else errors.OK, b""
             if status == errors.OK:
-                status, body = _read(binding.mm, pid, 0, False, r)
+                status, body = _read(binding.mm, pid, 0, READ_FRAGMENTS, r)
             if status == errors.OK and r.kind == KIND_FREE:
                 status = errors.FREED
             if status == errors.OK:
@@ -288,7 +293,7 @@ class Verbs(Generic[T]):
             binding = self._bound(pid)
             entry = self._objects.entries.get(pid)
             wts, page, size = (entry.wts, entry.page, entry.size) if entry is not None else (0, None, 0)
-            status, body = _read(binding.mm, pid, wts, binding.kind != 0 and pid > 1, r)
+            status, body = _read(binding.mm, pid, wts, int(binding.kind != 0 and pid > 1), r)
             if status == errors.OK:
                 return self._answer(binding, _result(r, body), pid, page, size, may_tidy)
             if status in (errors.NOPAGE, errors.FREED):
@@ -312,7 +317,10 @@ class Verbs(Generic[T]):
                 entry.visited, entry.head, entry.generation = True, head, generation
             return page
         self._objects.misses += 1
+        weight = _sample(self._objects.misses - 1, _EVERY_DESERIALIZE)
+        begun = lib.mm_ticks(binding.mm) if weight else 0
         value = _assemble(binding, read, page)
+        self._time(_DESERIALIZE, begun, weight)
         size = _measure(binding, value, read, size)
         key, generation = read.key, read.generation
         if read.tidy and may_tidy:
@@ -320,7 +328,11 @@ class Verbs(Generic[T]):
             key = PagePtr(pid, head, key.wts, key.last_lsn)
         page = Materialized(value, key)
         if self._binding is not None:
-            self._objects.put(Entry(pid, key.head, generation, key.wts, size, page))
+            before = self._objects.evictions
+            gone = self._objects.put(Entry(pid, key.head, generation, key.wts, size, page))
+            if self._objects.evictions > before and self._binding is not None:
+                lib.mm_metrics_add(self._binding.mm, _EVICTIONS, self._objects.evictions - before)
+            del gone
         return page
 
     # ---- views
@@ -421,7 +433,7 @@ class Verbs(Generic[T]):
         _check_tx(self, tx)
         known = _page_id(pid)
         self._bound(pid, fragment)
-        payload = _encode(fragment)
+        payload = self._encoded(fragment)
         return self._append(pid, known, payload, fragment)
 
     def append_many(self, items: Iterable[tuple[int, T]], tx: Tx | None = None) -> list[PagePtr]:
@@ -437,7 +449,7 @@ class Verbs(Generic[T]):
             pair: tuple[Any, ...] = tuple(item)
             if len(pair) != 2:
                 raise TypeError(f"item {i} of append_many is not a pair (pid, fragment)")
-            batch.append((pair[0], _page_id(pair[0]), _encode(pair[1]), pair[1]))
+            batch.append((pair[0], _page_id(pair[0]), self._encoded(pair[1]), pair[1]))
         applied: list[PagePtr] = []
         try:
             for pid, known, payload, fragment in batch:
@@ -451,7 +463,7 @@ class Verbs(Generic[T]):
         """A new page with this base; returns (pid, key)."""
         _check_tx(self, tx)
         self._bound(None, fragment)
-        payload = _encode(fragment)
+        payload = self._encoded(fragment)
         r = ffi.new("mm_result *")
         while status := lib.mm_allocate(self._bound(None, fragment).mm, payload, len(payload), r):
             self._failed(status, r, None, fragment)
@@ -486,6 +498,18 @@ class Verbs(Generic[T]):
         self._objects.remove(pid)
         return _key(r)
 
+    def _encoded(self, fragment: Any) -> bytes:
+        weight, binding = _sample(self._objects.encoded, _EVERY_SERIALIZE), self._binding
+        self._objects.encoded += 1
+        begun = lib.mm_ticks(binding.mm) if weight and binding is not None else 0
+        payload = _encode(fragment)
+        self._time(_SERIALIZE, begun, weight)
+        return payload
+
+    def _time(self, histogram: int, begun: int, weight: int) -> None:
+        if begun and self._binding is not None:
+            lib.mm_metrics_time(self._binding.mm, histogram, begun, weight)
+
     def _append(self, pid: int, known: bool, payload: bytes, fragment: Any) -> PagePtr:
         r = ffi.new("mm_result *")
         while True:
@@ -499,7 +523,7 @@ class Verbs(Generic[T]):
         self._bound(pid, fragment)
         _check_tx(self, tx)
         known, k = _page_key(pid, key)
-        payload = _encode(fragment)
+        payload = self._encoded(fragment)
         r = ffi.new("mm_result *")
         while True:
             mm = self._bound(pid, fragment).mm
@@ -546,6 +570,11 @@ def _page_key(pid: object, key: object) -> tuple[bool, Any]:
     return known, ffi.new("mm_key *", {"pid": key.pid, "head": key.head, "wts": key.wts, "lsn": key.last_lsn})
 
 
+def _sample(n: int, every: int) -> int:
+    """For how many the time of the n-th stands; 0: it is not looked at."""
+    return 1 if n < every else every if n % every == every - 1 else 0
+
+
 # ---- the core's answers
 
 
@@ -554,11 +583,11 @@ def _key(r: Any) -> PagePtr:
     return PagePtr(k.pid, k.head, k.wts, k.lsn)
 
 
-def _read(mm: Any, pid: int, known: int, merge: bool, r: Any) -> tuple[int, bytes]:
+def _read(mm: Any, pid: int, known: int, how: int, r: Any) -> tuple[int, bytes]:
     room = SCRATCH
     while True:
         buffer = ffi.new("uint8_t[]", room)
-        status = lib.mm_read(mm, pid, known, merge, buffer, room, r)
+        status = lib.mm_read(mm, pid, known, how, buffer, room, r)
         if status != errors.SPACE:
             has_body = status == errors.OK and r.kind != KIND_FREE
             return status, ffi.buffer(buffer, r.length)[:] if has_body else b""

@@ -45,11 +45,12 @@ _LIVE = 1
 class Reader:
     """One process that has the store open, or had it and died.
 
-    `slot`, `process` (its id, as it sees it itself), `alive` (it holds the lock of its slot; the words of a dead one
-    are cleared by whoever they are in the way of), `since` (seconds since 1970, when it attached), `pins` (calls and
-    `Tx` that run), `oldest` (the smallest epoch that they hold, or None), `held` (seconds: it is held for at least so
-    long), `held_most` (and for at most so long), `writing` (in the middle of a write), `views` (numbers of the segments
-    that zero-copy views hold), `delays` (bytes of the log that are empty and wait for it).
+    `slot`, `incarnation` (rises with each that comes to the slot), `process` (its id, as it sees it itself), `alive`
+    (it holds the lock of its slot; the words of a dead one are cleared by whoever they are in the way of), `since`
+    (seconds since 1970, when it attached), `pins` (calls and `Tx` that run), `oldest` (the smallest epoch that they
+    hold, or None), `held` (seconds: it is held for at least so long), `held_most` (and for at most so long), `writing`
+    (in the middle of a write), `views` (numbers of the segments that zero-copy views hold), `delays` (bytes of the log
+    that are empty and wait for it).
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Reader:
         "delays",
         "held",
         "held_most",
+        "incarnation",
         "oldest",
         "pins",
         "process",
@@ -67,7 +69,8 @@ class Reader:
     )
 
     def __init__(self, slot: int, words: tuple[int, ...], alive: bool) -> None:
-        _state, self.process, opened, announce = words[:4]
+        state, self.process, opened, announce = words[:4]
+        self.incarnation = state >> 8
         pins = [epoch for epoch in words[4 : 4 + PINS] if epoch]
         self.slot, self.alive, self.since = slot, alive, opened / 1e9
         self.pins, self.writing = len(pins), announce != 0

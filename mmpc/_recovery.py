@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from . import _files, _snapshot, errors
+from . import _files, _snapshot, errors, failpoints
 from ._files import Config
 from ._native import ffi, lib
 
@@ -54,11 +54,15 @@ class Found:
     """What a recovery finds in the log, decides, and says.
 
     `c` holds descriptors of the lasting files and of fresh volatile ones; nobody is attached. `limited`: only what is
-    durable (colours up to `durable`) counts; else no power was lost, and every committed record does.
+    durable (colours up to `durable`) counts; else no power was lost, and every committed record does. `alone`: for a
+    process that changes nothing of the store, so what it passes over stays for the next recovery to pass over.
     """
 
-    def __init__(self, c: Any, config: Config, path: str, durable: int, limited: bool) -> None:
+    def __init__(
+        self, c: Any, config: Config, path: str, durable: int, limited: bool, alone: bool = False
+    ) -> None:
         self.c, self.config, self.path, self.durable, self.limited = c, config, path, durable, limited
+        self.alone = alone
         self.report = ffi.new("mm_scan_report *")
         self.used: str | None = None  # name of the snapshot
         self.notes: list[str] = []
@@ -67,7 +71,8 @@ class Found:
         """Fills table and segments, with a snapshot if one holds; the next epoch.  What was discarded is durably in
         `config` on return.
         """
-        rc = lib.mm_sync_fd(self.c.log)
+        failpoints.reach("recovery sync")
+        rc = 0 if self.alone else lib.mm_sync_fd(self.c.log)
         if rc:
             raise OSError(rc, os.strerror(rc), os.path.join(self.path, "log"))
         chosen = _snapshot.choose(self.c, self.path, self.durable, self.notes)
@@ -99,22 +104,32 @@ class Found:
     def _next_epoch(self) -> int:
         config, newest = self.config, int(self.report.max_colour)
         epoch = max([newest, int(self.report.max_epoch), self.durable, *(hi for _lo, hi in config.discards)]) + 1
-        if not self.limited or newest <= self.durable:
+        if not self.limited or newest <= self.durable or self.alone:
             return epoch
         discards = joined(config.discards, self.durable, epoch)
+        failpoints.reach("zero garbage segment")
         _files.write_config(
             self.path,
             Config(
-                config.uuid, config.segment_shift, config.materializer, config.codec, config.created, discards
+                config.uuid,
+                config.segment_shift,
+                config.materializer,
+                config.codec,
+                config.created,
+                discards,
+                config.compat,
             ),
         )
+        failpoints.reach("zero garbage segment post")
         self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed
         return epoch + 1
 
-    def tell(self, seconds: float) -> None:
-        """One line for the log of the program."""
+    def tell(self, seconds: float, mm: Any) -> None:
+        """Counts it, in the attachment that came of it, and says a line for the log of the program."""
         if self.report.segments == 0:
             return  # a store that was just made
+        lib.mm_metrics_add(mm, lib.mm_metric_named(0, b"recoveries"), 1)
+        lib.mm_metrics_record(mm, lib.mm_metric_named(1, b"recover"), int(seconds * 1e9), 1)
         import logging  # not at import: it takes longer than all of mmpc
 
         r = self.report

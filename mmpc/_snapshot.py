@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import _files, errors
+from . import _files, errors, failpoints
 from ._native import ffi, lib
 
 TYPE_CHECKING = False
@@ -27,38 +27,43 @@ def write(attachment: Any, path: str) -> int:
     DiskFullError, OSError: there is none then, and the older ones stay.
     """
     with attachment.snapshotting:
-        epoch = _write_aside(attachment.mm, path, os.path.join(path, f"snapshot.new-{attachment.slot}"))
+        taken = _write_aside(attachment.mm, path, os.path.join(path, f"snapshot.new-{attachment.slot}"))
+    failpoints.reach("snap write mv post")
     _files.sync_directory(path)
-    _remove_older(path, _name(epoch))
-    return epoch
+    lib.mm_snapshot_named(attachment.mm, taken)
+    _remove_older(path, _name(taken.b))
+    return int(taken.b)
 
 
 def _name(epoch: int) -> str:
     return f"snapshot-{epoch:016x}"
 
 
-def _write_aside(mm: Any, path: str, temporary: str) -> int:
-    r, b = ffi.new("mm_result *"), ffi.new("uint64_t *")
+def _write_aside(mm: Any, path: str, temporary: str) -> Any:
+    r, taken = ffi.new("mm_result *"), ffi.new("mm_snapshot_taken *")
     fd = _files.create_file(temporary)
     try:
-        rc = lib.mm_snapshot_write(mm, fd, b, r)
+        _files.share_as_log(fd, path)
+        rc = lib.mm_snapshot_write(mm, fd, taken, r)
         if rc:
             raise errors.from_status(
                 rc, pid=0, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=path
             )
-        os.rename(temporary, os.path.join(path, _name(int(b[0]))))
+        failpoints.reach("snap write mv")
+        os.rename(temporary, os.path.join(path, _name(int(taken.b))))
     except BaseException:
         _files.remove_file(temporary)
         raise
     finally:
         os.close(fd)
-    return int(b[0])
+    return taken
 
 
 def _remove_older(path: str, name: str) -> None:
     """The new one is durable under its name. A writer that was stopped for long may not be the newest."""
     for other in found(path):
         if other < name:
+            failpoints.reach("snap write rm old")
             _files.remove_file(os.path.join(path, other))
 
 

@@ -38,9 +38,27 @@ class Stats:
     )
 
     path: str
+    epoch: int  # the clock of the store
+    stable: int  # what has this epoch or an older one is durable
+    pages: int  # page ids ever given
+    free_hints: int  # about how many may be used again
+    slots: int  # processes attached
+    operations: int  # writes that succeeded, of those that have or had the slots
+    conflicts: int  # compare-and-swaps lost
+    reaped: int  # dead processes cleaned up after
+    helped: int  # commit words stored for others
+    oldest_pin: int  # epoch
+    views: int  # segments that views hold
+    segments: int  # of the log, ever used
     segments_free: int
-    segments_retired: int
-    log_used: int
+    segments_retired: int  # empty, and not free yet
+    log_bytes: int  # of the file
+    log_used: int  # of segments that hold anything
+    log_live: int  # of records that are reachable, about
+    table_bytes: int
+    written: int  # bytes leased, ever
+    cleaned: int  # segments emptied
+    moved: int  # bytes copied for that
 
     def __init__(self, s: Any, path: str) -> None:
         self.path = path

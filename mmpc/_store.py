@@ -12,7 +12,7 @@ import os
 import threading
 import time
 
-from . import _files, _recovery, _snapshot, errors
+from . import _files, _recovery, _snapshot, errors, failpoints
 from ._files import Config, Descriptors
 from ._native import ffi, lib
 from ._recovery import must
@@ -36,12 +36,13 @@ class Attachment:
     freed when the next attachment is made.
     """
 
-    __slots__ = ("__weakref__", "mm", "slot", "snapshotting")
+    __slots__ = ("__weakref__", "_failpoints", "mm", "slot", "snapshotting")
 
     def __init__(self, mm: Any) -> None:
         while _graves:
             lib.mm_destroy(_graves.pop())
         self.mm = mm
+        self._failpoints = failpoints._block  # the core has a pointer to it
         self.slot = int(lib.mm_slot_number(mm))
         self.snapshotting = threading.Lock()  # one file of the slot's name at a time
 
@@ -69,10 +70,13 @@ class Options:
         "kind",
         "mapped",
         "materializer",
+        "metrics",
         "path",
+        "profile",
         "segment_shift",
         "temporary",
         "threshold",
+        "wants_temporary",
     )
 
     def __init__(
@@ -87,17 +91,21 @@ class Options:
         cleanup: tuple[int, int] = (40, 10),
         mapped: int | None = None,
         id_interval: int = ID_INTERVAL,
+        metrics: bool = True,
+        profile: bool = False,
     ) -> None:
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.mapped = mapped
         self.id_interval = id_interval  # idgen_persist_interval
+        self.metrics = metrics
+        self.profile = profile  # printed on close
         self.flush_every_ms = flush_every_ms
         self.path = path
         self.materializer = materializer
         self.kind = kind
         self.threshold = threshold
         self.segment_shift = segment_shift
-        self.temporary = temporary
+        self.temporary = self.wants_temporary = temporary  # `temporary`: what the store says, once it is open
 
 
 def _failed(status: int, r: Any, pid: int = 0) -> Exception:
@@ -146,7 +154,9 @@ def absent(path: str) -> Exception:
 
 
 def _compare(config: Config, options: Options) -> None:
-    """IncompatibleStore, naming both sides, where the store is not what the caller takes it for."""
+    """IncompatibleStore, naming both sides, where the store is not what the caller takes it for. What the store decides
+    is taken over: whoever leaves a temporary one last removes it, also without knowing that it is one.
+    """
     if config.materializer != options.materializer:
         raise errors.IncompatibleStore(
             f"the store was made with materializer {config.materializer!r}, it is opened with {options.materializer!r}"
@@ -158,6 +168,11 @@ def _compare(config: Config, options: Options) -> None:
             f"segment_size is {1 << config.segment_shift} in the store, "
             f"{1 << options.segment_shift} was asked for; it cannot change"
         )
+    if options.wants_temporary and not config.temporary:
+        raise errors.IncompatibleStore(
+            f"{options.path!r} was made to stay (temporary=False); temporary=True would remove it at the last close"
+        )
+    options.temporary = config.temporary
 
 
 def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
@@ -166,6 +181,8 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
     c.clean_threshold, c.clean_skew = options.cleanup
+    c.failpoints = failpoints._block
+    c.observes = lib.MM_OBSERVE_LIVE if files.reading else lib.MM_OBSERVE_NOT
     c.id_interval = options.id_interval
     c.discarded = config.discards[-1][1] if config.discards else 0
     ffi.memmove(c.uuid, config.uuid, 16)
@@ -202,6 +219,8 @@ def _attach(config: Config, options: Options, locked: bool = False) -> Attachmen
                 return None  # all taken, or somebody holds all bytes for a moment: `open_store` tries again
             raise _failed(status[0], r)
     attachment = Attachment(mm)
+    if options.metrics:
+        _files.count(options.path, mm)
     if lib.mm_identity_check(c, r) or not _same_file(c.control, os.path.join(options.path, "control")):
         return None
     return attachment
@@ -269,7 +288,9 @@ def _create(options: Options) -> Attachment:
     try:
         _files.create_lasting(options.path)
         shift = options.segment_shift if options.segment_shift is not None else 23
-        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns())
+        options.temporary = options.wants_temporary
+        compat = _files.TEMPORARY if options.temporary else 0
+        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns(), compat=compat)
         _files.write_config(options.path, config)
         attachment = _recover(config, options)
         if attachment is None:
@@ -294,6 +315,7 @@ def _recover(config: Config, options: Options) -> Attachment | None:
         if limit is None:
             return None
         _exclude_others(files.get("lock"), options.path)
+        failpoints.reach("recovery begin")
         if limit.this_boot:
             _rewrite(config, options, files)
         _marks_say_all(config, options, files, limit)
@@ -307,17 +329,19 @@ def _recover(config: Config, options: Options) -> Attachment | None:
             must(lib.mm_marks_newest(c, newest, r), r)
             found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only)
             epoch = found.rebuild()
+            failpoints.reach("recovery table")
             _snapshot.keep_only(options.path, found.used)
             must(lib.mm_marks_mend(c, r), r)
             must(lib.mm_set_epoch(c, epoch, found.durable, r), r)
             must(lib.mm_identity_write(c, 0, r), r)  # cut off from here on, all of this boot still counts
             for name in _files.VOLATILE:
+                failpoints.reach("recovery mv")
                 os.rename(os.path.join(options.path, name + ".new"), os.path.join(options.path, name))
         except (errors.MmpcError, OSError):
             _files.remove_new(options.path)
             raise
         attachment = _take_over(c, files, options)
-    found.tell(time.monotonic() - begun)
+    found.tell(time.monotonic() - begun, attachment.mm)
     return attachment
 
 
@@ -345,10 +369,11 @@ def _rewrite(config: Config, options: Options, files: Descriptors) -> None:
 def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | None:
     """Only what is durable counts after another boot, with other files, after a failed sync.  None: the store is well.
 
-    Marks the old identity as being replaced: from now on nobody attaches by it.
+    Marks the old identity as being replaced: from now on nobody attaches by it. With `files` that are for reading it
+    marks nothing, and nothing is kept from anybody.
     """
     r = ffi.new("mm_result *")
-    with Descriptors() as old:
+    with Descriptors(files.reading) as old:
         try:
             old.open(options.path, ("control",))
         except FileNotFoundError:
@@ -374,7 +399,8 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 file="marks",
                 offset=0,
             )
-        must(lib.mm_identity_clear(c, r), r)
+        if not files.reading:
+            must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
 
@@ -408,20 +434,32 @@ def _exclude_others(fd: int, path: str) -> None:
 
 def _take_over(c: Any, files: Descriptors, options: Options) -> Attachment:
     """Attaches, completes pages 0 and 1, marks the recovered state durable, and lets the others in."""
-    r, status, advanced = ffi.new("mm_result *"), ffi.new("int *"), ffi.new("uint64_t *")
+    r, status = ffi.new("mm_result *"), ffi.new("int *")
     files.taken()
     mm = lib.mm_attach(c, status, r)
     if mm == ffi.NULL:
         raise _failed(status[0], r)
     attachment = Attachment(mm)
+    try:
+        _files.create_metrics(options.path, c.control)
+        if options.metrics:
+            _files.count(options.path, mm)
+        _begin_life(mm, c, r)
+    except BaseException:
+        lib.mm_close(mm)  # now: who catches the error may keep what refers to the attachment, and try again
+        raise
+    return attachment
+
+
+def _begin_life(mm: Any, c: Any, r: Any) -> None:
     for pid, payload in ((0, _EMPTY_MAP), (1, _ZERO)):
         rc = lib.mm_install(mm, pid, payload, len(payload), r)
         if rc not in (errors.OK, errors.CONFLICT):
             raise _failed(rc, r, pid)
-    must(lib.mm_flush(mm, 0, advanced, r), r)
+    must(lib.mm_flush(mm, 0, ffi.new("uint64_t *"), r), r)
     must(lib.mm_ids_begin(mm, r), r)
+    failpoints.reach("recovery post")
     must(lib.mm_identity_write(c, 1, r), r)
-    return attachment
 
 
 class Held:
@@ -438,7 +476,7 @@ class Held:
         try:
             config = _files.read_config(self.path)
             if config is not None and not nobody_left(self.path):
-                self._options = Options(self.path, config.materializer, 0, 200, None, False)
+                self._options = Options(self.path, config.materializer, 0, 200, None, config.temporary)
                 self._attachment = _attach(config, self._options)
         except (errors.MmpcError, OSError):
             self._attachment = None
@@ -451,7 +489,7 @@ class Held:
             lib.mm_unpin(self._attachment.mm, self._pin[0])
             lib.mm_close(self._attachment.mm)
             self._attachment = None
-            flush_after_last(self._options)
+            left(self._options)
 
 
 # ---- leaving
@@ -480,7 +518,8 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
     """Removes a temporary store unless somebody is attached, or is in another slot than `but`, the caller's own.
 
     Under `open.lock`, so that nobody is creating it, and with all slot bytes held, so that nobody can come in. Who
-    does not `wait` for that lock leaves the store to whoever holds it.
+    does not `wait` for that lock leaves the store to whoever holds it. The store that was left may be gone, and another
+    one, made to stay, have its place.
     """
     from filelock import FileLock, Timeout
 
@@ -493,15 +532,17 @@ def remove_if_last(path: str, but: int | None = None, wait: bool = True) -> None
                 own = _files.SLOTS if but is None else but
                 ranges = [(0, own), (own + 1, _files.SLOTS - own - 1)]
                 if all(n <= 0 or lib.mm_lock_range(fd, start, n) == errors.OK for start, n in ranges):
-                    _files.remove_store(path)
+                    config = _files.read_config(path)
+                    if config is not None and config.temporary:
+                        _files.remove_store(path)
             finally:
                 os.close(fd)
-    except (OSError, Timeout):
+    except (errors.MmpcError, OSError, Timeout):
         return  # somebody else has removed it, or is there
 
 
 def left(options: Options) -> None:
-    """The last view of a closed attachment has gone, and with it the slot."""
+    """An attachment without a handle has gone, and with it the slot."""
     if options.temporary:
         remove_if_last(options.path, wait=False)
     else:

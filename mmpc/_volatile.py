@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ._extent import run_at
 from ._findings import Findings, Problem
 from ._layout import (
     ADDRESS_MASK,
@@ -13,6 +14,7 @@ from ._layout import (
     CONTROL_REPLACED,
     CONTROL_SEGMENTS,
     CONTROL_SLOTS,
+    EXTENT_STATE,
     GLOBALS,
     IDENTITY,
     IDENTITY_SIZE,
@@ -20,7 +22,9 @@ from ._layout import (
     LAYOUT_VERSION,
     MAX_COLOUR,
     MAX_SEGMENTS,
+    REST_RUN,
     ROLES,
+    RUN_HEADER,
     SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
     SLOT_LEASES,
@@ -162,8 +166,10 @@ def _judge_segments(control: Control, log: Log, findings: Findings) -> None:
     if count > MAX_SEGMENTS or CONTROL_SEGMENTS + count * SEGMENT_ENTRY_SIZE > size:
         findings.damage("control", at, f"{count} segments do not fit the file")
         return
-    if log.segments and max(log.segments) >= count:
-        findings.damage("control", at, f"there are {max(log.segments) + 1} segments, not {count}")
+    # Who died when it made the log shorter leaves segments behind the end that nobody needs.
+    beyond = [n for n, segment in log.segments.items() if n >= count and not log.gone(segment)]
+    if beyond:
+        findings.damage("control", at, f"there are {max(beyond) + 1} segments, not {count}")
     data = os.pread(control.fds["control"], count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS)
     holding = {address >> log.shift for address in log.leases}
     for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data[: len(data) // 64 * 64])):
@@ -185,6 +191,14 @@ def _wrong_with_entry(
     word, salt = entry[0], entry[3]
     state, generation = word & 15, word >> 4 & 0xFFFFFF
     place = CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
+    if state == EXTENT_STATE:
+        run = log.runs.get(number)
+        published = word >> 28 == REST_RUN | SLOTS
+        if published and (run is None or (run.generation, run.salt) != (generation, salt)):
+            run = run_at(log.read(number << log.shift, RUN_HEADER.size), number, log.uuid)
+            if run is None or (run.generation, run.salt) != (generation, salt):
+                return Problem("control", place, f"the entry of segment {number} does not fit the header of its run")
+        return None
     if segment is None:
         if state in IN_USE and not os.pread(log.fd, 1, (number << log.shift) + 1):
             return Problem("log", log.size, f"segment {number} lies beyond the end")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 
+from ._extent import Extent
 from ._findings import Findings
 from ._lasting import Config
 from ._layout import (
@@ -65,8 +66,15 @@ class Wreck(Log):
     def look(self, address: int) -> Record | None:
         return None  # everything was read
 
+    def _wrong_with_run(self, extent: Extent, page: int) -> str | None:
+        return None  # what the record says is enough
+
     def _scan_segment(self, number: int) -> None:
         base = number << self.shift
+        covered = self._segment(self.read(base, BLOCK), number) if number in self.covered else None
+        if covered is not None and covered.of_run:
+            self.segments[number] = covered
+            return
         data = self.read(base, 1 << self.shift)
         segment = segment_at(data, number, self.uuid) or self._without_header(data, number)
         if segment is None:

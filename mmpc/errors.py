@@ -12,7 +12,7 @@
     ├── IncompatibleStore    another format, materializer, codec or option
     ├── StoreBusy            all slots taken, or others hold the store in a way that excludes us
     ├── Closed               the handle, or the Tx, is closed
-    ├── FragmentTooLarge     does not fit a segment                (also ValueError)
+    ├── FragmentTooLarge     more than 1 GiB                       (also ValueError)
     └── FragmentTypeError    not a fragment of this materializer or page   (also TypeError)
 
 An error from a verb means *not applied*.
@@ -109,7 +109,7 @@ class Closed(MmpcError):
 
 
 class FragmentTooLarge(MmpcError, ValueError):
-    """The fragment, or the page with it, does not fit a segment."""
+    """The fragment, or the page merged to one, has more than 1 GiB."""
 
 
 class FragmentTypeError(MmpcError, TypeError):
@@ -148,7 +148,7 @@ def from_status(
         why = os.strerror(os_error)
         return DiskFullError(f"{where}no room on the device ({why}); nothing was written, free some space")
     if status == TOOBIG:
-        remedy = "use a larger segment_size when creating the store"
+        remedy = "a fragment, and a page that is merged to one, has at most 1 GiB: use several pages"
         return FragmentTooLarge(f"{page}: more than {length} bytes do not fit; {remedy}")
     if status == CLOSED:
         return Closed("this handle is closed; open the store again")

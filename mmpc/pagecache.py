@@ -11,6 +11,7 @@ from . import _backup, _files, _maintenance, _snapshot, _store, _views, errors
 from ._checks import check_int
 from ._face import Materialized, PagePtr, T, Verbs
 from ._meta import Collections
+from ._metrics import Measured
 from ._native import ffi, lib
 from ._stats import Stats
 from .materializer import Materializer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _VIEW_TRIES = 8  # consolidations for one view, against writers that append all the time
 
 
-class PageCache(Verbs[T], Collections):
+class PageCache(Measured, Verbs[T], Collections):
     """A handle to an open store; made by `mmpc.open`, a context manager.
 
     Any number of threads may share a handle.  It pickles (path and options) and survives fork: a forked child
@@ -52,6 +53,7 @@ class PageCache(Verbs[T], Collections):
         "_was_recovered",
     )
     _may_consolidate = True  # for a view
+    _caches = True
 
     def __init__(self, materializer: Materializer[T], options: _store.Options, create: bool, capacity: int) -> None:
         self._materializer = materializer
@@ -60,7 +62,7 @@ class PageCache(Verbs[T], Collections):
         self._lock = threading.RLock()
         self._closed = False
         self._former: list[_store.Attachment] = []  # of parent processes: other threads may be inside still
-        self._attachment, existed = _store.open_store(options, create)
+        self._attachment, existed = self._attach(create)
         self._pid = os.getpid()
         self._was_recovered = existed
         self._flusher: _maintenance.Flusher | None = None
@@ -68,6 +70,10 @@ class PageCache(Verbs[T], Collections):
         self._bind_face()
         _handles.add(self)
         self._start_flusher()
+
+    def _attach(self, create: bool) -> tuple[_store.Attachment, bool]:
+        """A new attachment, and whether the store existed before."""
+        return _store.open_store(self._options, create)
 
     def _start_flusher(self) -> None:
         period = self._options.flush_every_ms
@@ -91,7 +97,7 @@ class PageCache(Verbs[T], Collections):
             self._options.kind,
             last,
             size_of,
-            self._capacity,
+            self._capacity if self._caches else 0,
             self._owner,
         )
 
@@ -371,7 +377,7 @@ class PageCache(Verbs[T], Collections):
             old, owner = self._attachment, self._owner
             if owner.inherited is None:
                 lib.mm_orphan(old.mm)
-            self._attachment, _ = _store.open_store(self._options, create=False)
+            self._attachment, _ = self._attach(create=False)
             self._former.append(old)
             self._pid = os.getpid()
             self._bind_face()
@@ -398,6 +404,8 @@ class PageCache(Verbs[T], Collections):
         with self._lock:
             if self._closed:
                 return
+            if self._options.profile and self._pid == os.getpid():
+                self._print_profile()
             self._closed = True
             _handles.discard(self)
             self._unbind()
@@ -462,6 +470,8 @@ class PageCache(Verbs[T], Collections):
             o.cleanup,
             o.mapped,
             o.id_interval,
+            o.metrics,
+            o.profile,
         )
 
     def __repr__(self) -> str:

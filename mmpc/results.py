@@ -6,9 +6,10 @@ from `mmpc`, and `mmpc` is the module that pickles name, so either face reads wh
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 _set = object.__setattr__
 
 
@@ -29,12 +30,20 @@ class PagePtr(_Immutable):
     is durable once `stable_lsn` has reached its `last_lsn`.
     """
 
-    __slots__ = __match_args__ = ("pid", "head", "wts", "last_lsn")
+    __match_args__ = ("pid", "head", "wts", "last_lsn")
     __module__ = "mmpc"
-    pid: int
-    head: int
-    wts: int
-    last_lsn: int
+    if TYPE_CHECKING:  # what cannot be changed is a property to a type checker
+
+        @property
+        def pid(self) -> int: ...
+        @property
+        def head(self) -> int: ...
+        @property
+        def wts(self) -> int: ...
+        @property
+        def last_lsn(self) -> int: ...
+    else:
+        __slots__ = __match_args__
 
     def __init__(self, pid: int, head: int, wts: int, last_lsn: int) -> None:
         for value in (pid, head, wts, last_lsn):
@@ -63,7 +72,7 @@ class PagePtr(_Immutable):
 
 
 class _Page(_Immutable, Generic[T]):
-    """What the five results share."""
+    """What the five results share; T is what `unwrap` returns, NoReturn where it always raises."""
 
     __slots__ = ()
     __match_args__: tuple[str, ...] = ()
@@ -107,18 +116,23 @@ class _Page(_Immutable, Generic[T]):
         return tuple(getattr(self, name) for name in self.__match_args__)
 
 
-class _Valued(_Page[T]):
-    __slots__ = ("key", "value")
+class _Valued(_Page[T], Generic[T, V]):
     __match_args__ = ("value", "key")
-    value: T
-    key: PagePtr
+    if TYPE_CHECKING:
 
-    def __init__(self, value: T, key: PagePtr) -> None:
+        @property
+        def value(self) -> V: ...
+        @property
+        def key(self) -> PagePtr: ...
+    else:
+        __slots__ = ("key", "value")
+
+    def __init__(self, value: V, key: PagePtr) -> None:
         _set(self, "value", value)
         _set(self, "key", key)
 
 
-class Materialized(_Valued[T]):
+class Materialized(_Valued[T, T]):
     """The page has this `value`, shared with the cache: treat it as immutable. `key` is for the next CAS."""
 
     __slots__ = ()
@@ -133,33 +147,37 @@ class Materialized(_Valued[T]):
         return self.value
 
 
-class Free(_Page[Any]):
+class Free(_Page[NoReturn]):
     """The page was freed, and its id not used again."""
 
-    __slots__ = ("key",)
     __match_args__ = ("key",)
     __module__ = "mmpc"
-    key: PagePtr
+    if TYPE_CHECKING:
+
+        @property
+        def key(self) -> PagePtr: ...
+    else:
+        __slots__ = ("key",)
 
     def __init__(self, key: PagePtr) -> None:
         _set(self, "key", key)
 
 
-class Unallocated(_Page[Any]):
+class Unallocated(_Page[NoReturn]):
     """No such page."""
 
     __slots__ = ()
     __module__ = "mmpc"
 
 
-class Counter(_Valued[Any]):
+class Counter(_Valued[NoReturn, int]):
     """Page 1: the ceiling of the ids handed out."""
 
     __slots__ = ()
     __module__ = "mmpc"
 
 
-class Meta(_Valued[Any]):
+class Meta(_Valued[NoReturn, dict[str, int]]):
     """Page 0: the roots of named collections."""
 
     __slots__ = ()

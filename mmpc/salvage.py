@@ -13,7 +13,7 @@ import time
 from . import _reserved, _store, _volatile, errors
 from ._findings import Findings, Problem
 from ._lasting import Config, Snapshot
-from ._layout import ADDRESS_MASK, BASE, FREE, PAGE_MASK, RECORD, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
+from ._layout import ADDRESS_MASK, BASE, FREE, PAGE_MASK, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
 from ._log import COMMITTED, Record
 from ._native import ffi, lib
 from ._wreck import Wreck
@@ -241,7 +241,7 @@ class _Found:
 
     def payload(self, record: Record) -> bytes:
         assert self.log is not None
-        return self.log.read(record.address + RECORD.size, record.length)
+        return self.log.payload(record)  # all of it: its chain was judged
 
 
 def _left(check: Check, snapshot: Snapshot) -> set[int]:

@@ -404,7 +404,7 @@ class Check:
 
     def _judge_reserved(self, log: Log, record: Record) -> None:
         """What the store itself wrote to pages 0 and 1, if the record is still there."""
-        wrong = _reserved.wrong_with(record.page, log.read(record.address + RECORD.size, record.length))
+        wrong = _reserved.wrong_with(record.page, log.payload(record))
         if wrong is not None and log.look(record.address) is not None:
             self.findings.damage("log", record.address, wrong, record.page)
 
@@ -426,12 +426,15 @@ class Check:
     def _heads_of_snapshots(self, log: Log, control: _volatile.Control) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
+            newest = snapshot is self.snapshots[0]  # the log may have been made shorter since an older one
             standing = {n for n, word in enumerate(snapshot.entries) if log.needed(n << log.shift, word >> 32)}
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
                 if number >= len(snapshot.entries):
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
+                elif segment is None and not newest:
+                    self.findings.warn(snapshot.name, 0, f"the head of page {page} is behind the end of the log", page)
                 elif segment is None:
                     log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)

@@ -20,6 +20,8 @@ STRUCTS = [
     "mm_segment_retired",
     "mm_lease_header",
     "mm_record",
+    "mm_extent",
+    "mm_run_header",
     "mm_mark_sector",
     "mm_snapshot_header",
     "mm_snapshot_entry",
@@ -30,8 +32,13 @@ STRUCTS = [
     "mm_epoch_sample",
     "mm_segment_stamp",
     "mm_words_header",
+    "mm_metrics_header",
+    "mm_metrics_row",
+    "mm_histogram_row",
 ]
 
+
+SIZES = ("BUCKETS", "COUNTERS", "HISTOGRAMS", "SLOTS")  # that the fingerprint of metrics begins with
 
 # ---- the page, as data
 
@@ -324,6 +331,27 @@ def test_identity_and_words(store: Path) -> None:
         assert number("mm_words_header", words, 0, "role") == role
         assert part("mm_words_header", words, 0, "open_id") == part("mm_identity", control, 0, "open_id")
         assert part("mm_identity", control, 0, name)[8:16] == struct.pack("<Q", (store / name).stat().st_ino)
+
+
+def test_metrics(store: Path) -> None:
+    """What the page says is enough to find what was counted, and when."""
+    control, metrics = ((store / name).read_bytes() for name in ("control", "metrics"))
+    assert part("mm_metrics_header", metrics, 0, "magic") == b"MMPCmetr"
+    assert part("mm_metrics_header", metrics, 0, "open_id") == part("mm_identity", control, 0, "open_id")
+    names = re.findall(r"^    X\((\w+), (?:\"(\w+)\", )?", (ROOT / "csrc" / "metrics.h").read_text(), re.MULTILINE)
+    counters, histograms = [n for n, unit in names if not unit], [n for n, unit in names if unit]
+    folded = number("mm_metrics_header", metrics, 0, "fingerprint")
+    constants = {constant.strip("`"): int(value) for constant, value, *_ in rows("Numbers")}
+    sizes = struct.pack("<QQQQ", *(constants[f"MM_{name}"] for name in SIZES))
+    assert folded & 0xFFFFFFFF == crc(b"".join(n.encode() + b"\0" for n in counters), crc(sizes))
+    assert folded >> 32 == crc(b"".join(n.encode() + b"\0" for n in histograms), crc(sizes) ^ 1)
+    row = struct.unpack_from("<62Q", metrics, 4096)
+    assert (row[counters.index("allocates")], row[counters.index("appends")], row[counters.index("frees")]) == (2, 1, 1)
+    at = 4096 + fields("mm_metrics_row")["histograms"][0] + 2688 * histograms.index("payload")
+    buckets = struct.unpack_from("<332Q", metrics, at + fields("mm_histogram_row")["buckets"][0])
+    assert {b if b < 16 else (8 + b % 8) << (b // 8 - 1): n for b, n in enumerate(buckets) if n} == {6: 1, 7: 1, 8: 1}
+    assert number("mm_histogram_row", metrics, at, "sum") == 6 + 7 + 8
+    assert 2**64 - 1 - number("mm_histogram_row", metrics, at, "least") == 6
 
 
 def test_globals(store: Path) -> None:

@@ -363,15 +363,16 @@ def test_a_recovery_that_meets_such_a_page_says_so(failing: tuple[Path, Path], p
 def test_every_entry_of_the_core_is_guarded() -> None:
     """A function that takes an attachment runs in mm_guarded, or touches no mapping."""
     private = {"mm_slot_number", "mm_limit", "mm_is_closed", "mm_orphan", "mm_last_fault", "mm_destroy", "mm_close"}
-    private |= {"mm_view_count", "mm_view_usable", "mm_views_guard", "mm_mapped_bound", "mm_mapped"}
+    private |= {"mm_view_count", "mm_view_usable", "mm_views_guard", "mm_mapped_bound", "mm_mapped", "mm_ticks"}
     built_of_guarded = {"mm_check", "mm_clean_help", "mm_view_drop", "mm_views_unguard"}
     header = re.sub(r"/\*.*?\*/", "", (CSRC / "mmpc.h").read_text(), flags=re.DOTALL)
     names = set(re.findall(r"\b(mm_\w+)\((?:const )?mm \*m\b", header))
     source = "\n".join(path.read_text() for path in CSRC.glob("*.c"))
     definition = r"^[\w ]+\*?\b{}\([^)]*\)\s*\{{(.*?)\}}\n(?:\n|\Z)"
+    guarded = r"\bmm_guarded\(|\bperform\("  # the latter calls the former (page.c)
     bodies = {n: re.search(definition.format(n), source, re.DOTALL | re.MULTILINE) for n in names}
     assert [name for name, body in bodies.items() if body is None] == []
-    bare = {name for name, body in bodies.items() if body is not None and "mm_guarded(" not in body[1]}
+    bare = {name for name, body in bodies.items() if body is not None and not re.search(guarded, body[1])}
     assert bare - private - built_of_guarded == set()
     assert len(names) > 25
 

@@ -16,7 +16,7 @@ from support.children import ChildFailed, Children
 from support.looks import contents
 from support.sealed import numbers, seal
 
-FILES = ["config", "log", "marks", "control", "table", "ids", "rts", "lock", "open.lock"]
+FILES = ["config", "log", "marks", "control", "table", "ids", "rts", "metrics", "lock", "open.lock"]
 CLEAR = (mmpc.CorruptionError, mmpc.IncompatibleStore, mmpc.StoreBusy)
 PATIENCE = 10
 
@@ -243,7 +243,8 @@ def test_config_with_any_one_byte_changed_is_refused(mended: Victim, children: C
 
 
 @pytest.mark.parametrize(
-    ("name", "cases"), [("log", 60), ("table", 60), ("control", 60), ("ids", 20), ("rts", 10), ("marks", 20)]
+    ("name", "cases"),
+    [("log", 60), ("table", 60), ("control", 60), ("ids", 20), ("rts", 10), ("marks", 20), ("metrics", 10)],
 )
 def test_flipped_bits(mended: Victim, children: Children, seed: int, name: str, cases: int) -> None:
     rng = random.Random(seed)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc._layout import BLOCK, INTENT, LEASE_HEADER, RECORD, body_of, colour_of, span_of
+from mmpc._layout import BLOCK, INTENT, LEASE_HEADER, MARK_LEASE, RECORD, body_of, colour_of, span_of
 from mmpc._native import ffi, lib
 from support import loss
-from support.children import Children
+from support.children import Children, Gate
 
 Open = Callable[..., mmpc.PageCache[Any]]
 MARKED, STABLE = 2240, 64  # of mm_globals
@@ -168,6 +168,51 @@ def test_the_last_one_who_leaves_makes_a_mark(open_store: Open, path: str) -> No
             pc.flush()
         assert word(path, MARKED) < word(path, STABLE)
     assert word(path, MARKED) == word(path, STABLE)
+
+
+def test_what_was_committed_for_one_that_is_stopped_is_listed(path: str, children: Children) -> None:
+    """Between its commit word, which somebody else may have stored, and its fill an owner may stand still: its slot
+    says so. It is put into that state from outside.
+    """
+    pc = mmpc.open(path, mmpc.Append(), create=True)
+    page, _ = pc.allocate([0])
+    slot = 12288 + 1024 * pc._attachment.slot
+    based, written = Gate(), Gate()
+
+    def flush() -> list[tuple[int, int]]:
+        with mmpc.open(path, mmpc.Append()) as other, open(os.path.join(path, "control"), "r+b") as f:
+            mine, _ = other.allocate([0])
+            other.flush()  # a mark: the base
+            based.open()
+            written.wait()
+            announce, lease, _shape, fill = struct.unpack("<4Q", os.pread(f.fileno(), 32, slot + 64))
+            assert announce == 0
+            before = max(a - lease for a in addresses_of(path, lease, fill))
+            os.pwrite(f.fileno(), struct.pack("<Q", before), slot + 88)
+            os.pwrite(f.fileno(), struct.pack("<Q", other.stable_lsn + 1), slot + 64)
+            other.append(mine, [1])
+            other.flush()
+            os.pwrite(f.fileno(), struct.pack("<Q", fill), slot + 88)
+            os.pwrite(f.fileno(), bytes(8), slot + 64)
+            payload = intents(path)[-1][2]
+            return [(address, n - fill) for address, n, _ in MARK_LEASE.iter_unpack(payload[8:]) if address == lease]
+
+    child = children.start(flush)
+    based.wait()
+    pc.append(page, [7])
+    written.open()
+    listed = child.result(30)
+    pc.close()
+    assert [more for _lease, more in listed] == [0]
+
+
+def addresses_of(path: str, lease: int, fill: int) -> list[int]:
+    """Where the records of a lease begin."""
+    log, at, found = loss.get(path, "log"), lease + LEASE_HEADER.size, []
+    while at < lease + fill:
+        found.append(at)
+        at += span_of(body_of(RECORD.unpack_from(log, at)[1]))
+    return found
 
 
 def test_several_processes_and_a_loss_between_any_two_flushes(

@@ -113,12 +113,19 @@ def test_a_root_is_a_page_id(store: Store, wrong: Any, error: type[Exception]) -
     assert store.meta() == {}
 
 
-def test_more_names_than_fit_are_refused_and_nothing_changes(open_store: Open) -> None:
+def test_more_names_than_fit_a_segment_are_kept_as_any_large_page(open_store: Open, path: str) -> None:
     store = open_store(segment_size=1 << 16)
-    store.cas_root_in_meta("a", None, 7)
-    with pytest.raises(mmpc.FragmentTooLarge):
-        store.cas_root_in_meta("x" * 70000, None, 8)
-    assert store.meta() == {"a": 7}
+    names = {f"{i}" + "x" * 1500: i for i in range(60)}
+    for name, root in names.items():
+        store.cas_root_in_meta(name, None, root)
+    assert store.meta() == names
+    assert store.meta_pid_for_name("7" + "x" * 1500) == 7
+    assert mmpc.verify(path).damage == []
+    store.backup(path + ".copy")
+    assert mmpc.verify(path + ".copy").damage == []
+    assert mmpc.salvage(path + ".copy", path + ".saved").ok
+    with mmpc.open(path + ".saved", mmpc.Append()) as saved:
+        assert saved.meta() == names
 
 
 def test_page_0_is_one_record(store: Store) -> None:

@@ -356,8 +356,8 @@ def test_files_that_cannot_be_written_are_refused_with_the_reason(reachable: str
     os.chmod(reachable, 0o555)
     for name in os.listdir(reachable):
         os.chmod(os.path.join(reachable, name), 0o444)
-    for read_only in (False, True):
-        answer = children.run(unprivileged, lambda: mmpc.open(reachable, mmpc.Append(), read_only=read_only))
+    for create in (False, True):
+        answer = children.run(unprivileged, lambda: mmpc.open(reachable, mmpc.Append(), create=create))
         assert answer[0] == "Unsupported"
         assert "write" in answer[1]
 

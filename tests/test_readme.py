@@ -45,6 +45,25 @@ def test_the_example_of_roots_and_numbers_runs(tmp_path: Path) -> None:
     assert run(program + example + "print(number < tx.ts, pages.meta())\n", tmp_path) == "True {}\n"
 
 
+def test_the_example_of_views_runs(tmp_path: Path) -> None:
+    program = "import numpy, mmpc\npages = mmpc.open('store', mmpc.LastWriteWins(), create=True)\n"
+    (example,) = [e for e in EXAMPLES if "pages.view" in e]
+    assert run(program + "pid, _ = pages.allocate(numpy.arange(4))\n" + example + "print(total)\n", tmp_path) == "6\n"
+
+
+def test_the_example_of_metrics_runs(tmp_path: Path) -> None:
+    program = "import mmpc\npages = mmpc.open('store', mmpc.Append(), create=True)\n"
+    program += "pages.append(pages.allocate([1])[0], [2])\n"
+    (example,) = [e for e in EXAMPLES if "pages.metrics" in e]
+    said = run(program + example + "print(len(text) > 1000, m.histograms['append'].count)\n", tmp_path)
+    assert "pagecache" in said
+    assert said.endswith("True 1\n")
+
+
+def test_every_example_is_run() -> None:
+    assert len(EXAMPLES) == 5
+
+
 @pytest.mark.parametrize("words", ["-m mmpc.demo", "-m pytest"])
 def test_one_line_sets_up_and_runs(words: str) -> None:
     """.ci/run takes these lines from the page and runs them in a fresh clone."""

@@ -45,7 +45,11 @@ def held(pc: Store) -> int:
 
 def segments(pc: Store, count: int) -> list[int]:
     """Pages that lie in a segment of their own each."""
-    return [pc.allocate(bytes([i % 251]) * (SMALL * 5 // 8))[0] for i in range(count)]
+    pids = []
+    for i in range(count):  # two fill one
+        pids.append(pc.allocate(bytes([i % 251]) * (SMALL * 7 // 16))[0])
+        pc.allocate(bytes(SMALL * 7 // 16))
+    return pids
 
 
 @pytest.fixture
@@ -518,11 +522,11 @@ def test_a_segment_under_view_is_not_used_again_before_the_view_goes(open_store:
     assert before != RETIRED
     assert state_of(pc, view.key) == (RETIRED, generation)
     assert state_of(pc, other.key)[0] == RETIRED
-    assert bytes(view.raw) == bytes([2]) * (SMALL * 5 // 8)
+    assert bytes(view.raw) == bytes([2]) * (SMALL * 7 // 16)
     key = view.key
     view.release()
     overwrite(pc, pids, 100)
-    assert bytes(other.raw) == bytes([3]) * (SMALL * 5 // 8)
+    assert bytes(other.raw) == bytes([3]) * (SMALL * 7 // 16)
     waiting = state_of(pc, other.key)
     assert waiting[0] == RETIRED
     other.release()

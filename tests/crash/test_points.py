@@ -36,6 +36,13 @@ VERBS = [
     "append-full-chain",
     "append-large",
     "new-segment",
+    "extent",
+    "extent-allocate",
+    "extent-link",
+    "extent-consolidates",
+    "extent-consolidates-python",
+    "extent-reuse",
+    "extent-clean",
     "link",
     "link-warm",
     "replace",
@@ -70,7 +77,7 @@ VERBS = [
 OPENING = ["create", "recover"]
 ROOMLESS = ["free", "free-warm", "get", "get-cached", "get-helps", "get-many", "get-page-frags", "view"]
 ROOMLESS += ["flush", "stats", "close"]  # needs no room on the disk
-GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "bump-rts", "create", "recover"]
+GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "extent", "bump-rts", "create", "recover"]
 
 
 @pytest.fixture

@@ -85,11 +85,21 @@ static inline void close_files_of(const mm_config *c)
     for (int i = 0; i < FILES; i++) close(fds[i]);
 }
 
+/* The file that is counted in, which no descriptor of mm_config is of. */
+static inline int open_metrics(const store *s, int flags)
+{
+    char name[600];
+    snprintf(name, sizeof name, "%s/metrics", s->path);
+    return open(name, O_RDWR | O_CLOEXEC | flags, 0600);
+}
+
 static inline mm *attach_to(const store *s, int *status, mm_result *r)
 {
     mm_config c = open_files(s, 0);
     memset(r, 0, sizeof *r);
-    return mm_attach(&c, status, r);
+    mm *m = mm_attach(&c, status, r);
+    if (m) mm_metrics_attach(m, open_metrics(s, 0));
+    return m;
 }
 
 static inline mm *must_attach(const store *s)
@@ -115,6 +125,9 @@ static inline void make_store(store *s, uint32_t merge_kind, uint32_t threshold,
     mm_config c = open_files(s, O_CREAT);
     mm_result r;
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
+    int metrics = open_metrics(s, O_CREAT);
+    MUST(metrics >= 0 && mm_metrics_format(metrics, c.control) == 0, "mm_metrics_format");
+    close(metrics);
     close_files_of(&c);
     mm *m = must_attach(s);
     MUST(mm_install(m, 0, "\x80", 1, &r) == MM_OK && mm_install(m, 1, "\0", 1, &r) == MM_OK && mm_ids_begin(m, &r) == MM_OK, "mm_install");
@@ -131,6 +144,8 @@ static inline void remove_store(const store *s)
         file_path(s, i, name);
         unlink(name);
     }
+    snprintf(name, sizeof name, "%s/metrics", s->path);
+    unlink(name);
     rmdir(s->path);
 }
 

@@ -129,6 +129,41 @@ static void use(mm *m)
     known(mm_check(m, &pages, &r), "mm_check");
 }
 
+static void no_fault(mm *m)
+{
+    mm_result r;
+    mm_last_fault(m, &r);
+    MUST(!r.file, "MMPC_SEED=%llu: a bound was not checked: the guard met a fault in file %u at %llu", (unsigned long long)seed_now, r.file,
+         (unsigned long long)r.offset);
+}
+
+/* By one that writes nothing: its mapping is for reading, so a store would end the process. */
+static void observe(const store *s)
+{
+    static uint8_t buffer[1 << 20];
+    mm_result r;
+    mm_stats stats;
+    int status;
+    uint64_t pages, triples[3 * 300], ts, stable;
+    mm_config c = open_files(s, 0);
+    c.observes = MM_OBSERVE_LIVE;
+    mm *m = mm_attach(&c, &status, &r);
+    known(status, "mm_attach");
+    if (!m) return;
+    known(mm_check(m, &pages, &r), "mm_check");
+    for (uint64_t pid = 0; pid < PAGES + 6; pid++) {
+        known(mm_read(m, pid, 0, 1, buffer, sizeof buffer, &r), "mm_read");
+        known(mm_read(m, pid, 2, 0, buffer, 100, &r), "mm_read");
+        known(mm_chain(m, pid, triples, 300, &r), "mm_chain");
+        known(mm_get_rts(m, pid, &ts, &r), "mm_get_rts");
+    }
+    known(mm_get_stats(m, &stats), "mm_get_stats");
+    known(mm_clock(m, &ts, &stable), "mm_clock");
+    no_fault(m);
+    mm_close(m);
+    mm_destroy(m);
+}
+
 static bool attach_and_use(const store *s)
 {
     mm_result r;
@@ -141,16 +176,14 @@ static bool attach_and_use(const store *s)
     MUST(m || status, "mm_attach: no reason");
     if (!m) return false;
     use(m);
-    mm_last_fault(m, &r);
-    MUST(!r.file, "MMPC_SEED=%llu: a bound was not checked: the guard met a fault in file %u at %llu", (unsigned long long)seed_now, r.file,
-         (unsigned long long)r.offset);
+    no_fault(m);
     mm_close(m);
     mm_destroy(m);
     return true;
 }
 
 /* The log and the marks are hostile, the rest is made anew from them. */
-static void rebuild_and_use(const store *s)
+static void rebuild_and_use(const store *s, uint32_t observes)
 {
     mm_result r;
     mm_scan_report report;
@@ -158,14 +191,18 @@ static void rebuild_and_use(const store *s)
     for (int i = 0; i < KEPT; i++)
         if (i != 2 && i != 5) write_file(s, i, (const uint8_t *)"", 0);
     mm_config c = open_files(s, 0);
+    c.observes = observes;
     known(mm_marks_newest(&c, &epoch, &r), "mm_marks_newest");
+    known(mm_durable(&c, NULL, 0, &epoch, &r), "mm_durable");
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
-    known(mm_marks_mend(&c, &r), "mm_marks_mend");
+    if (!observes) known(mm_marks_mend(&c, &r), "mm_marks_mend");
     int rc = mm_rebuild(&c, UINT64_MAX, NULL, 0, -1, NULL, &report, &r);
     known(rc, "mm_rebuild");
     if (!rc) known(mm_set_epoch(&c, report.max_colour + 1, epoch, &r), "mm_set_epoch");
     close_files_of(&c);
-    if (!rc) attach_and_use(s);
+    if (rc) return;
+    if (observes) observe(s);
+    else attach_and_use(s);
 }
 
 static void hung(int number)
@@ -203,8 +240,10 @@ int main(void)
         random = random * 0x9E3779B97F4A7C15u | 1;
         alarm(PATIENCE);
         forge(&s, &random);
+        observe(&s);
         attached += attach_and_use(&s);
-        rebuild_and_use(&s);
+        rebuild_and_use(&s, MM_OBSERVE_ALONE);
+        rebuild_and_use(&s, MM_OBSERVE_NOT);
     }
     alarm(0);
     for (int i = 0; i < KEPT; i++) free(kept[i].bytes);

@@ -13,7 +13,7 @@ typedef struct worker {
     pthread_t thread;
     mm *m;
     const store *store;
-    uint64_t random, added, verbs, conflicts;
+    uint64_t random, added, writes, verbs, conflicts;
 } worker;
 
 static uint64_t pages[PAGES];
@@ -48,9 +48,12 @@ static uint64_t value_of(mm *m, uint64_t pid, mm_result *r)
     return decode(buffer);
 }
 
+static const char consolidates[] = "mm_consolidate_native";
+
 static bool won(worker *w, int rc, const char *verb)
 {
     w->conflicts += rc == MM_CONFLICT;
+    if (verb != consolidates) w->writes += rc == MM_OK;
     MUST(rc == MM_OK || rc == MM_CONFLICT, "%s: %d", verb, rc);
     return rc == MM_OK;
 }
@@ -67,7 +70,9 @@ static void own_page(worker *w, mm_result *r)
     MUST(value_of(w->m, pid, r) == 7, "an own page holds something else");
     mm_key key = r->key;
     MUST(mm_free(w->m, &key, r) == MM_OK, "free of an own page");
-    MUST(mm_append(w->m, pid, "\x02", 1, r) != MM_NOPAGE, "a freed page was never there");
+    rc = mm_append(w->m, pid, "\x02", 1, r); /* somebody may have it by now */
+    MUST(rc != MM_NOPAGE, "a freed page was never there");
+    w->writes += 3 + (rc == MM_OK);
 }
 
 static void pinned(worker *w, uint64_t pid, mm_result *r)
@@ -87,10 +92,10 @@ static void snapshot(worker *w, mm_result *r)
     FILE *file = tmpfile();
     mm_config c = open_files(w->store, 0);
     mm_snapshot_info info;
-    uint64_t b;
+    mm_snapshot_taken taken;
     MUST(file, "tmpfile");
-    MUST(mm_snapshot_write(w->m, fileno(file), &b, r) == MM_OK, "mm_snapshot_write");
-    MUST(mm_snapshot_look(&c, fileno(file), &info, r) == MM_OK && info.b == b, "mm_snapshot_look");
+    MUST(mm_snapshot_write(w->m, fileno(file), &taken, r) == MM_OK, "mm_snapshot_write");
+    MUST(mm_snapshot_look(&c, fileno(file), &info, r) == MM_OK && info.b == taken.b, "mm_snapshot_look");
     MUST(mm_snapshot_check(&c, fileno(file), &info, r) == MM_OK, "mm_snapshot_check");
     close_files_of(&c);
     fclose(file);
@@ -110,6 +115,7 @@ static void step(worker *w)
     default:
         MUST(mm_append(w->m, pid, payload, encode(add, payload), &r) == MM_OK, "mm_append");
         w->added += add;
+        w->writes++;
         return;
     case 0:
     case 1:
@@ -123,7 +129,7 @@ static void step(worker *w)
         if (won(w, mm_replace(w->m, &key, payload, encode(now + add, payload), &r), "mm_replace")) w->added += add;
         return;
     }
-    case 3: won(w, mm_consolidate_native(w->m, pid, &r), "mm_consolidate_native"); return;
+    case 3: won(w, mm_consolidate_native(w->m, pid, &r), consolidates); return;
     case 4: own_page(w, &r); return;
     case 5: pinned(w, pid, &r); return;
     case 6: MUST(mm_chain(w->m, pid, triples, 64, &r) == MM_OK && r.count, "mm_chain"); return;
@@ -139,6 +145,20 @@ static void step(worker *w)
     }
 }
 
+/* What all who ever were attached have written, as the store counts it. */
+static uint64_t counted(const store *s)
+{
+    static const char *const verbs[] = { "appends", "links", "replaces", "frees", "allocates" };
+    static uint64_t row[MM_ROW_WORDS];
+    uint64_t sum = 0;
+    int fd = open_metrics(s, 0);
+    memset(row, 0, sizeof row);
+    MUST(fd >= 0 && mm_metrics_read(fd, 0, 1024, row) == 0, "mm_metrics_read");
+    close(fd);
+    for (unsigned i = 0; i < sizeof verbs / sizeof *verbs; i++) sum += row[mm_metric_named(MM_METRIC_COUNTER, verbs[i])];
+    return sum;
+}
+
 static void *work(void *arg)
 {
     worker *w = arg;
@@ -152,7 +172,7 @@ static void run(bool shared, uint64_t seed, uint64_t ms)
     store s;
     mm_result r;
     worker workers[THREADS];
-    uint64_t added = 0, verbs = 0, conflicts = 0, sum = 0, checked;
+    uint64_t added = 0, writes = PAGES, verbs = 0, conflicts = 0, sum = 0, checked;
     make_store(&s, MERGE_ADD, 3, 16);
     mm *m = must_attach(&s);
     for (int i = 0; i < PAGES; i++) {
@@ -171,12 +191,14 @@ static void run(bool shared, uint64_t seed, uint64_t ms)
         pthread_join(workers[i].thread, NULL);
         added += workers[i].added;
         verbs += workers[i].verbs;
+        writes += workers[i].writes;
         conflicts += workers[i].conflicts;
         if (!shared) mm_destroy(workers[i].m);
     }
     for (int i = 0; i < PAGES; i++) sum += value_of(m, pages[i], &r);
     MUST(sum == added, "the counters say %llu, %llu was added", (unsigned long long)sum, (unsigned long long)added);
     MUST(mm_check(m, &checked, &r) == MM_OK, "mm_check");
+    MUST(counted(&s) == writes, "%llu writes were counted, %llu were made", (unsigned long long)counted(&s), (unsigned long long)writes);
     mm_destroy(m);
     remove_store(&s);
     printf("%s: %llu verbs, %llu conflicts, exact\n", shared ? "one attachment" : "one each", (unsigned long long)verbs, (unsigned long long)conflicts);
@@ -225,6 +247,7 @@ static void run_close(int rounds)
         mm_destroy(m);
     }
     MUST(value_of(looker, pages[0], &r) == added, "an append that returned is not there");
+    MUST(counted(&s) == added + 1, "an append that returned was not counted");
     mm_destroy(looker);
     remove_store(&s);
     printf("closed %d times under %d threads\n", rounds, THREADS);

@@ -18,6 +18,7 @@ from .disk_trace import CREATE, CUT, NOTE, RENAME, SECTOR, STORE, Event
 
 BASE, DELTA, FREE = 1, 2, 3
 WORDS = 4096  # where the head words begin in `table`
+EXTENT, BLOCK = 4, 4096  # a flag of records; bytes
 _RECORD = struct.Struct("<5Q")
 ADDRESS = (1 << 42) - 1
 
@@ -135,6 +136,9 @@ class History:
             if kind == FREE:
                 return wts, first, None
             at = address + _RECORD.size
+            if shape >> 44 & EXTENT:  # it lies a block behind the start of its run
+                run, length = struct.unpack_from("<QQ", self._log, at)
+                at = run + BLOCK
             fragments.append(msgpack.unpackb(self._log[at : at + length]))
             if kind == BASE:
                 return wts, first, [item for fragment in reversed(fragments) for item in fragment]

@@ -95,10 +95,13 @@ class Author:
         self.pc, self.name, self.rng = pc, name, rng
         self.n = 0
         self.large = 25  # one token in so many is
+        self.wide = 0  # one in so many lies in a run of its own
         self.pads = (0, 0, 0, 3, 20, 60, 60, 200, 700)
 
     def token(self) -> str:
         self.n += 1
+        if self.wide and self.n % self.wide == 0:
+            return f"{self.name}.{self.n}" + "-" * self.rng.choice((35_000, 62_000, 90_000))
         pad = self.rng.choice(self.pads) if self.n % self.large else 5000
         return f"{self.name}.{self.n}" + "-" * pad
 
@@ -265,8 +268,8 @@ def rivals(world: World) -> None:
 
 
 def _steady(author: Author, n: int) -> None:
-    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have just
-    written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
+    """Small operations in a lease that lasts, so that flushes need one sync.  One process reads what the others have
+    just written, notes it on a page of its own and flushes: what belongs together lies in the leases of all.
     """
     author.pads, author.large = (3000,), 1 << 30
     for _ in range(3):
@@ -427,6 +430,31 @@ def cleaning_and_snapshots(world: World) -> None:
     world.leave(pc)
 
 
+def _widen(author: Author, n: int) -> None:
+    """Large values come and go: runs are taken, freed, and used again, also by leases."""
+    author.wide = 2
+    mine = author.allocate()
+    for i in range(n):
+        author.keyed(mine, "replace")
+        author.some(1, flushes=0.2)
+        if i % 5 == author.name % 5:
+            author.clean()
+        if i % 8 == 7:
+            author.keyed(author.page(), "free")
+
+
+def extents(world: World) -> None:
+    """Three processes with large fragments; one is killed, now and then while it writes one."""
+    pc = world.begin()
+    _pages(pc, world, 4)
+    for _ in range(2):
+        busy = [world.start(lambda a: _widen(a, 14)) for _ in range(2)]
+        busy += [world.start(lambda a: _widen(a, 14), die=world.rng.randint(200, 9000))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
 def _draw(author: Author, n: int) -> None:
     """Numbers, of small intervals; what they are for is written beside; who flushes besides is others' business."""
     rng = author.rng
@@ -448,6 +476,19 @@ def ids(world: World) -> None:
         busy += [world.start(lambda a: _draw(a, 30), die=world.rng.randint(50, 1500))]
         for child in busy:
             child.wait(PATIENCE)
+    world.leave(pc)
+
+
+def extents_and_snapshots(world: World) -> None:
+    """The same, with snapshots that know of runs which are gone soon."""
+    pc = world.begin()
+    _pages(pc, world, 4)
+    busy = [world.start(lambda a: _widen(a, 12)) for _ in range(2)]
+    for child in busy:
+        while child.running():
+            pc.snapshot()
+            Author(pc, 0, world.rng).clean()
+        child.result(PATIENCE)
     world.leave(pc)
 
 
@@ -476,6 +517,8 @@ SCENARIOS = [
     Scenario("lives", (writers, go_on, go_on, go_on)),
     Scenario("cleaning", (cleaning,)),
     Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
+    Scenario("extents", (extents,)),
+    Scenario("extents-lives", (extents, extents_and_snapshots, extents)),
     Scenario("ids", (ids,)),
     Scenario("ids-lives", (ids, ids, ids)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),

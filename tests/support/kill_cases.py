@@ -15,7 +15,8 @@ import mmpc
 
 THRESHOLD = 2  # chains of more than 2 are consolidated, those of 16 must be
 LARGE = 24 * 1024  # more than a third of a segment of 64 KiB
-HUGE = 40 * 1024  # more than half of one
+HUGE = 29 * 1024  # two of them do not fit one beside anything else
+WIDE = 100 * 1024  # more than one: it lies in a run of its own
 ALL = 2  # enum mm_effort: whatever gains anything
 
 
@@ -208,8 +209,26 @@ MANY = Op(
     lambda c: c.pc.append_many([(c.p, ["t"]), (c.q, ["u"]), (c.p, ["v"])]), (on_p("t"), on_q("u"), on_p("v"))
 )
 LARGE_APPEND = Op(lambda c: c.pc.append(c.p, ["t" * LARGE]), (on_p("t" * LARGE),))
+WIDE_APPEND = Op(lambda c: c.pc.append(c.p, ["t" * WIDE]), (on_p("t" * WIDE),))
+WIDE_LINK = Op(lambda c: c.pc.link(c.p, c.key, ["t" * WIDE]), (on_p("t" * WIDE),), keyed=True)
+
+
+def widen(letters: str, flush: bool) -> Op:
+    """Replaces q by large values: each run but the last is free again, and, after a flush, used again."""
+
+    def run(c: Child) -> None:
+        key = c.pc.get(c.q).key
+        for letter in letters:
+            key = c.pc.replace(c.q, key, [letter * WIDE])
+            if flush:
+                c.pc.flush()
+
+    return Op(run, tuple(q_becomes([letter * WIDE]) for letter in letters))
+
+
 CHURN, CHURN_AGAIN = churn("abcdefghi"), churn("ABCDEFGHI")
 CLEAN = Op(lambda c: c.pc._clean(ALL, 1 << 16).retired)
+FLUSH = Op(lambda c: c.pc.flush())
 CLEAN_ALL = Op(lambda c: c.pc._clean(ALL, 1 << 30).retired)
 REWRITE = Op(lambda c: c.pc.rewrite(c.p))
 IN_TX = Op(lambda c: c.pc.append(c.p, ["t"], c.tx), (on_p("t"),))
@@ -227,6 +246,12 @@ CASES = [
     Case("append-full-chain", (WARM, append("t")), depth=16, python=True),
     Case("append-large", (WARM, LARGE_APPEND), depth=3),
     Case("new-segment", (WARM, allocate("t" * HUGE), allocate("u" * HUGE))),
+    Case("extent", (WARM, WIDE_APPEND, append("u")), depth=3),
+    Case("extent-allocate", (WARM, allocate("t" * WIDE), allocate("u"))),
+    Case("extent-link", (KEY, WIDE_LINK)),
+    Case("extent-consolidates", (WARM, WIDE_APPEND, append("u")), depth=15, python=True),
+    Case("extent-reuse", (WARM, widen("ab", False), widen("cd", True)), armed=2),
+    Case("extent-clean", (WIDE_APPEND, REWRITE, FLUSH, CLEAN_ALL, GET), depth=3),
     Case("link", (KEY, LINK)),
     Case("link-warm", (WARM, KEY, LINK), armed=2),
     Case("replace", (KEY, REPLACE)),

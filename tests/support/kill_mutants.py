@@ -21,6 +21,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "runs-of-the-dead-stay",
+        (("segment.c", "    if (dead) mm_runs_abandon(m, slot);\n", ""),),
+        (("kill", "extent"),),
+    ),
+    Mutant(
+        "a-run-that-the-dead-published-is-given-back",
+        (
+            (
+                "run.c",
+                "&ignored) == 0) mm_run_retire(m, n, generation, page);\n    else",
+                "&ignored) <= 1) mm_run_retire(m, n, generation, page);\n    else",
+            ),
+        ),
+        (("kill", "extent"),),
+    ),
+    Mutant(
+        "a-run-goes-when-its-record-moves",
+        (("relocate.c", "mm_group_committed(m, &v, last, bytes, 0, r);", "mm_group_committed(m, &v, last, bytes, UINT64_MAX, r);"),),
+        (("kill", "extent-clean"),),
+    ),
+    Mutant(
         "a-claim-is-not-aged",
         (("clean.c", "    return m->victim.aged;\n", "    return true;\n"),),
         (("stop", "append-warm"), ("stop", "append")),

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import mmpc
+from mmpc._layout import EXTENT_STATE
 from mmpc._native import ffi, lib
 
-from .kill_cases import LARGE, THRESHOLD, VIEWED, Case, Lists, Model
+from .kill_cases import ALL, LARGE, THRESHOLD, VIEWED, Case, Lists, Model
+from .runs import consistent, runs
 
 DEEP = 200  # a threshold that never makes a handle consolidate here
 FAILED_OFFSET = 4096 + 2 * 64  # of control: globals.failed
@@ -124,6 +126,14 @@ class World:
             f.seek(MAX_PID_OFFSET)
             f.write(struct.pack("<Q", pid))
 
+    def empty(self) -> None:
+        """Every page is free, and nobody looks at what was: no run is left."""
+        for _ in range(4):
+            self.checker.flush()
+            while self.checker._clean(ALL, 1 << 30).retired:
+                pass
+        must(not runs(self.checker), "runs are left of pages that are free", *runs(self.checker))
+
     # ---- pages
 
     def prepare(self, case: Case) -> Model:
@@ -200,6 +210,10 @@ class World:
         n = ffi.new("uint64_t *")
         must(lib.mm_reap_all(self.checker._attachment.mm, n) == 0, "mm_reap_all failed")
         must(self.checker.stats().slots in living, "not the slots of the living", living, self.checker.stats(), n[0])
+        if living == (2,):  # nobody is in the middle of anything
+            left = [run for run in runs(self.checker) if run.state == EXTENT_STATE and not run.published]
+            must(not left, "a run is in the hands of the dead", *left)
+            consistent(self.checker)
 
     def newcomer(self) -> Any:
         """A handle opened now; no pin in the store is older than it, and nobody views anything."""
