@@ -49,4 +49,19 @@ for v in NO_FLUSH GO_ON_LOW LIMIT_WANT; do one 1 numbers -D$v; done
 for v in NO_HELP CEILING_ALONE; do one 1 numbers -DONE=2 -D$v; done
 for v in TELL_FIRST LSN_COLOUR LOWER; do one 1 numbers -DKILLS=0 -DDRAWS=3 -D$v; done
 one 0 numbers -DONE=2
+
+o="-DF1=0 -DF0=3"                                               # one leader: every step of a load by itself, a death
+for v in LISTS_NOTHING UNSEEN NO_LATE REAP_BLIND NOTE_OVER_BASE PROMOTE_OVER_BASE LIST_EARLY FILL_FIRST; do one 1 intent $o -D$v; done
+one 1 intent -DFILES -DF1=0 -DPROMOTE_FIRST
+one 1 intent -DOLD -DDEATHS=0 -DF1=0 -DHELP_OLD
+one 1 intent -DCOPY -DDEATHS=0 -DF1=0 -DBASE_ABOVE
+one 1 intent -DCOPY -DDEATHS=0 -DBASE_KEPT
+one 0 intent $o; one 0 intent $o -DFILES; one 0 intent -DF1=0 -DDEATHS=0 -DOLD
+one 0 intent -DCOARSE
+one 0 intent -DDEATHS=0 -DCOPY
+
+for v in NO_WAIT UNCLAIM_SILENT UNCLAIM_FIRST PUT_BLIND WANT_FIRST; do one 1 promise -D$v; done
+for v in NO_COUNT COUNT_LATE; do one 1 promise -DF1=1 -DDEATHS=0 -D$v; done
+one 0 promise
+[ "$full" ] && { one 0 promise -DF0=3; one 0 promise -DWL=2; for v in "" -DREUSE_STABLE -DRETIRE_SILENT; do one 0 promise -DF1=1 -DDEATHS=0 $v; done; }
 exit $bad
