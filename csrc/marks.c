@@ -122,7 +122,7 @@ int mm_mark_settle(const mm_config *c, uint32_t block)
     return e < 0 ? EIO : e ? e : mm_os_sync(c->marks);
 }
 
-/* For who recovers.  The newest mark stays as it is until this one is durable. */
+/* For who recovers.  What stands in `block` stays as it is until this one is durable. */
 int mm_mark_promote(const mm_config *c, const mm_mark *k, uint32_t block)
 {
     mark_block b;

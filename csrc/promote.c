@@ -4,7 +4,7 @@
  * Intents lie in leases that some mark on the disk lists (intent.c), so those are read.  The newest intent of which all holds is taken: who made an older one
  * had it durable before, or nobody was told.  One with a colour that was discarded, or not above the newest mark, is as if it were not there; so is one whose base
  * is above it: then these files are a copy, and what was written before the base may be missing.
- * Cut off anywhere, it is done again and finds the same: the newest mark is overwritten by nothing, and the log is only read.
+ * Cut off anywhere, it is done again and finds the same, or, in a copy, a newer one: through the base, which is not overwritten; the log is only read.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -226,6 +226,14 @@ int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, uin
     return rc;
 }
 
+static int look_for_base(void *ctx, uint32_t block, const mm_mark *k, bool hidden)
+{
+    search *s = ctx;
+    (void)hidden;
+    if (k->epoch == s->chosen.base) s->block = block;
+    return MM_OK;
+}
+
 /* What the intent says is on the disk before the mark is: where no power was lost after all, the page cache may be all that has it. */
 static int make_durable(const search *s)
 {
@@ -243,6 +251,10 @@ static int promote(mm *m, void *ctx, mm_result *r)
     search *s = ctx;
     int rc = find_intent(m, s, r);
     if (rc || !s->newest.epoch) return rc;
+    /* Over the neighbour of its base, where its author would have put the next mark: the base may be the only one that lists the lease it lies in, as
+     * the newest mark would if all of it were there.  Cut off, the intent is found again (model: PROMOTE_OVER_BASE).  In a copy there may be no base. */
+    if (s->epoch) rc = mm_marks_each(&m->config, look_for_base, s, r);
+    if (rc) return rc;
     int e = s->epoch ? make_durable(s) : 0;
     if (!e) e = s->epoch ? mm_mark_promote(&m->config, &s->newest, s->block) : mm_mark_settle(&m->config, s->block);
     return e ? mm_os_failed(r, e) : MM_OK;

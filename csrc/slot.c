@@ -59,11 +59,11 @@ static void forget_begun(mm *m, mm_slot *s)
 {
     mm_result ignored;
     uint64_t lease = at_load_relaxed(&s->lease), fill = at_load_relaxed(&s->last_fill);
-    if (!lease || at_load_relaxed(&s->lease_fill) || !fill) return;
+    if (!lease || at_load_relaxed(&s->lease_fill)) return;
     mm_segment *taken = mm_segment_of(m, lease, &ignored);
     if (taken) at_max_release(&taken->written, at_load_acquire(&m->g->epoch)); /* its header may be there */
     at_store_relaxed(&s->lease_shape, at_load_relaxed(&s->last_shape));
-    at_store_seq_cst(&s->lease, at_load_relaxed(&s->last_lease));
+    at_store_seq_cst(&s->lease, fill ? at_load_relaxed(&s->last_lease) : 0); /* 0: it was to be the first one */
     at_store_release(&s->lease_fill, fill);
 }
 

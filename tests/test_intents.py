@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc._layout import BLOCK, INTENT, LEASE_HEADER, MARK_LEASE, RECORD, body_of, colour_of, span_of
+from mmpc import _files, _store
+from mmpc._layout import BLOCK, INTENT, LEASE_HEADER, MARK_LEASE, RECORD, SECTOR, body_of, colour_of, span_of
 from mmpc._native import ffi, lib
 from support import loss
 from support.children import Children, Gate
@@ -57,9 +58,11 @@ class Lost:
             pc.flush()
             assert lib.mm_flush_to_marks(pc._attachment.mm, ffi.new("mm_result *")) == 0
             marks = loss.get(path, "marks")
+            self.notes = []  # `marks` after each flush since
             for n in range(marked, self.total):
                 pc.append(self.page, [n])
                 pc.flush()
+                self.notes.append(loss.get(path, "marks"))
             self.stable, self.durable = pc.stable_lsn, word(path, MARKED)
             loss.copy(path, into)
             self.noted = loss.get(into, "marks")
@@ -85,6 +88,34 @@ def test_a_flush_that_a_mark_did_not_follow_is_durable(lost: Lost) -> None:
     assert mmpc.verify(lost.path).ok
     assert lost.found() == list(range(lost.total))
     assert lost.found() == list(range(lost.total))  # and stays
+
+
+def test_a_recovery_that_is_cut_off_writes_over_no_base(lost: Lost) -> None:
+    """One sector of a later note is all that is there of it: it lists no lease, and the base alone leads to the intent.
+    The mark that says so must not go over the base: torn, it would take the way with it.
+    """
+    before, note = loss.get(lost.path, "marks"), lost.notes[1]
+    at = next(at for at in range(0, 4 * BLOCK, BLOCK) if before[at : at + BLOCK] != note[at : at + BLOCK])
+    torn = bytes(3 * SECTOR) + note[at + 3 * SECTOR : at + 4 * SECTOR] + bytes(4 * SECTOR)
+    loss.put(lost.path, "marks", before[:at] + torn + before[at + BLOCK :])
+    promote(lost.path)
+    after = loss.get(lost.path, "marks")
+    base = at ^ BLOCK
+    assert after[base : base + BLOCK] == before[base : base + BLOCK]
+    assert after[at : at + BLOCK] != torn
+    loss.put(lost.path, "marks", before[:at] + torn + before[at + BLOCK :])  # nothing of it reached the disk
+    assert lost.found() == list(range(lost.total))
+
+
+def promote(path: str) -> None:
+    """The first step of a recovery after a loss of power."""
+    config = _files.read_config(path)
+    assert config is not None
+    with _files.Descriptors() as files:
+        files.open(path, ("log", "marks"))
+        options = _store.Options(path, config.materializer, 0, 10, None, False)
+        c, r = _store._core_config(config, options, files), ffi.new("mm_result *")
+        assert lib.mm_promote(c, *_store._pairs(config), r) == 0
 
 
 def test_what_the_newest_one_lists_and_is_not_there_takes_it_back_alone(lost: Lost) -> None:

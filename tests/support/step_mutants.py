@@ -40,7 +40,7 @@ MUTANTS = [
                 "    at_max_release(&m->g->slots_used, i + 1);\n"
                 "    int rc = mm_lock_range(m->config.lock, i, 1);\n    if (rc) return rc;\n",
             ),
-            ("slot.c", "    uint64_t state = at_load_acquire(&s->state);\n    if ((state & 255)", "    if ((state & 255)"),
+            ("slot.c", "    uint64_t state = at_load_acquire(&s->state);\n    m->claimed_dead", "    m->claimed_dead"),
             ("slot.c", "    at_store_release(&s->state, ((state >> 8) + 1) << 8 | MM_SLOT_LIVE);\n", ""),
         ),
         (("stop", "attach-counted"),),
