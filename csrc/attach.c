@@ -315,7 +315,9 @@ static int give_back(mm *m, void *args, mm_result *r)
 {
     (void)args, (void)r;
     mm_ids_give_back(m);
+    mm_announce(m);
     mm_account_flush(m);
+    at_store_release(&m->slot->announce, 0);
     return MM_OK;
 }
 

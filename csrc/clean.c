@@ -122,7 +122,7 @@ static void give_up(mm *m, bool full)
 {
     const mm_victim *v = &m->victim;
     uint64_t w = mm_segword(MM_SEG_CLAIMED, v->generation, m->slot_index);
-    if (v->held && full) at_store_relaxed(&m->segments[v->number].live, m->segment_size);
+    if (full && holds(m)) at_store_relaxed(&m->segments[v->number].live, m->segment_size);
     if (v->held && !v->visit) mm_segment_unclaim(m, v->number, &w, m->slot_index);
     m->victim.held = false;
 }

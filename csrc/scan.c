@@ -185,13 +185,12 @@ static bool adopt_retired(scan *s, uint64_t n, uint64_t generation)
     return true;
 }
 
-/* Somebody who is in the cut names the generation that came after the retired one: the header was whole then, and is damaged.  Or any that came after
- * the run. */
+/* Somebody who is in the cut names the generation that came after the retired one, or after the run: the header was whole then, and is damaged.  Any
+ * other is of an earlier life of that place, whose numbers were drawn anew when the log had been truncated: they say nothing of before and after. */
 static bool header_lost(const scan *s, uint64_t n, uint64_t generation)
 {
-    if (n < s->segments && s->torn[n] && s->covered[n]) return generation > s->covered[n];
     uint64_t retired = n < s->segments && s->torn[n] ? mm_segword_generation(at_load_relaxed(&s->m->segments[n].word)) : 0;
-    return retired && generation == (retired == 0xFFFFFF ? 2 : retired + 1);
+    return retired && generation == mm_generation_after(retired);
 }
 
 /* What the end of the segment knows, also of a generation that came after that of its header. */

@@ -149,9 +149,14 @@ uint32_t mm_segment_seed(const mm *m, const mm_segment *s) { return crc32c_word(
 
 /* ---- live bytes: they only steer the cleaner ------------------------------------------------------------------------------- */
 
+/* In an announced publish: a segment that is of the lease's generation now stays so.  Of a run `live` is the page's id (run.c), and a lease may be of an
+ * earlier life of that place. */
 void mm_account_flush(mm *m)
 {
-    if (m->lease.live) at_add_relaxed(&m->segments[m->lease.segment].live, (uint64_t)m->lease.live);
+    if (!m->lease.live) return;
+    uint64_t w = at_load_acquire(&m->segments[m->lease.segment].word), state = mm_segword_state(w);
+    bool ours = mm_segword_generation(w) == m->lease.generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED || state == MM_SEG_CLAIMED);
+    if (ours) at_add_relaxed(&m->segments[m->lease.segment].live, (uint64_t)m->lease.live);
     m->lease.live = 0;
 }
 

@@ -404,11 +404,10 @@ class Log:
     def needed(self, address: int, generation: int) -> bool:
         """A lease of this generation is needed still: its segment was not retired, and is not used again.
 
-        So is one of the generation after a retired one: where that is named the header was whole, and is damaged now.
+        So is one of the generation after a retired one, or a run: where that is named the header was whole, and is
+        damaged now. Others are of earlier lives, also larger ones: they are drawn anew when the log was truncated.
         """
         segment = self.segment_now(address >> self.shift)
-        if segment is not None and segment.of_run:
-            return generation > segment.generation
         if segment is not None and segment.torn:
             return generation == (2 if segment.generation == 0xFFFFFF else segment.generation + 1)
         return segment is None or (segment.generation == generation and not self.gone(segment))
