@@ -239,6 +239,7 @@ bool mm_segment_usable(mm *m, uint64_t n, uint64_t w);
 int mm_segment_open(mm *m, uint64_t old, mm_result *r);    /* replaces the open segment */
 uint64_t mm_segments_used(mm *m); /* up to the last one that holds anything */
 bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable); /* before its bytes are overwritten or punched */
+void mm_segment_clear_unused(mm *m, uint64_t n);
 void mm_segment_seal(mm *m, mm_segment *s, uint64_t generation);
 mm_segment *mm_segment_of(mm *m, uint64_t address, mm_result *r); /* NULL: outside the published sizes */
 uint32_t mm_segment_seed(const mm *m, const mm_segment *s);

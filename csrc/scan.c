@@ -479,6 +479,9 @@ static void forget_retirements(scan *s)
     for (uint64_t n = 0; n < s->segments; n++) {
         uint64_t base = n << s->m->segment_shift, magic[2];
         if (s->covered[n] || base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
+        uint64_t state = mm_segword_state(at_load_relaxed(&s->m->segments[n].word));
+        mm_segment_header h;
+        if ((state == MM_SEG_SEALED || state == MM_SEG_RETIRED) && header_holds(s, n, &h)) mm_segment_clear_unused(s->m, n);
         memcpy(&magic[0], s->m->log + base, sizeof magic[0]);
         for (uint64_t parity = 0; parity < 2; parity++) {
             mm_segment_retired t;

@@ -234,6 +234,17 @@ static bool holds_payload(const mm *m, uint64_t n)
     return n && magic[0] != MM_SEGMENT_MAGIC && magic[0] != MM_RUN_MAGIC && magic[1] != MM_RETIRED_MAGIC && magic[2] != MM_RETIRED_MAGIC;
 }
 
+/* Behind a header the block is zero, but for what is said of retirements.  A power loss may have left there what stood in its place, the payload of a run. */
+void mm_segment_clear_unused(mm *m, uint64_t n)
+{
+    static const uint8_t zeros[MM_BLOCK];
+    uint64_t first = mm_retired_offset(0), second = mm_retired_offset(1), said = sizeof(mm_segment_retired), own = n ? first : MM_RETIREMENTS_OFFSET;
+    const uint64_t parts[][2] = { { sizeof(mm_segment_header), own }, { n ? first : own + 8, first }, { first + said, second }, { second + said, MM_BLOCK } };
+    uint8_t *block = m->log + (n << m->segment_shift);
+    for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (memcmp(block + parts[i][0], zeros, parts[i][1] - parts[i][0])) at_copy(block + parts[i][0], zeros, parts[i][1] - parts[i][0]);
+}
+
 /* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
  * its retirement names that generation. */
 static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
@@ -254,6 +265,7 @@ static int write_header(mm *m, uint64_t n, uint64_t generation, mm_result *r)
     uint8_t whole[MM_BLOCK] = { 0 };
     memcpy(whole, &h, sizeof h);
     at_copy(m->log + at, whole, holds_payload(m, n) ? sizeof whole : sizeof(mm_run_header)); /* which is longer, and may have stood here */
+    mm_segment_clear_unused(m, n);
     mm_segment *s = &m->segments[n];
     at_store_relaxed(&s->salt, salt);
     at_store_relaxed(&s->opened, h.epoch);

@@ -280,7 +280,7 @@ class Log:
             return
         if number == 0:
             head = head[:RETIREMENTS_AT] + bytes(8) + head[RETIREMENTS_AT + 8 :]
-        if any(any(head[a:b]) for a, b in _UNUSED):
+        if not segment.torn and any(any(head[a:b]) for a, b in _UNUSED):
             self.findings.warn("log", base + SEGMENT_HEADER.size, "unused bytes behind a segment header are not zero")
         said = [at for at in RETIRED_AT if any(head[at : at + SEGMENT_RETIRED.size])]
         if len(said) > len(retirements(head, number, self.uuid)):
