@@ -11,6 +11,7 @@ from ._layout import (
     CONFIG,
     CONFIG_MAGIC,
     FORMAT,
+    INCOMPAT_COMPRESSED,
     MARK_LEASE,
     MARK_MAGIC,
     MARK_SECTOR,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class Config:
     """What `config` says."""
 
-    __slots__ = ("codec", "compatible", "discards", "materializer", "shift", "uuid")
+    __slots__ = ("codec", "compatible", "compressed", "discards", "materializer", "shift", "uuid")
 
     def __init__(
         self,
@@ -51,9 +52,10 @@ class Config:
         codec: str,
         discards: tuple[tuple[int, int], ...],
         compatible: bool = True,
+        compressed: bool = False,
     ) -> None:
         self.uuid, self.shift, self.materializer, self.codec = uuid, shift, materializer, codec
-        self.discards, self.compatible = discards, compatible
+        self.discards, self.compatible, self.compressed = discards, compatible, compressed
 
 
 def parse_config(data: bytes) -> Config | str:
@@ -82,7 +84,8 @@ def parse_config(data: bytes) -> Config | str:
         return "the fields do not fit"
     numbers = [int.from_bytes(data[k : k + 8], "little") for k in range(at + 4, len(data), 8)]
     discards = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    return Config(uuid, shift, names[0], names[1], discards, not (incompat or ro_compat))
+    compatible = not (incompat & ~INCOMPAT_COMPRESSED or ro_compat)
+    return Config(uuid, shift, names[0], names[1], discards, compatible, bool(incompat & INCOMPAT_COMPRESSED))
 
 
 def mended_config(data: bytes) -> Config | None:

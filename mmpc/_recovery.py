@@ -118,6 +118,7 @@ class Found:
                 config.created,
                 discards,
                 config.compat,
+                config.incompat,
             ),
         )
         failpoints.reach("zero garbage segment post")

@@ -10,7 +10,9 @@ from .._layout import (
     ADDRESS_BITS,
     ADDRESS_MASK,
     BASE,
+    COMPRESSED,
     DELTA,
+    EXTENT,
     FREE,
     INDEX,
     INNER,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"), (COMPRESSED, "compressed"))
 _KINDS = {BASE: "base", DELTA: "delta", FREE: "free"}
 _TRIES = 100  # against writers that change the page all the time
 
@@ -41,9 +44,9 @@ def add(commands: Any) -> None:
         _page,
         "the chain of one page: every record, where it lies, whether it is durable",
         "Shows the head word of a page and the records that it leads to, newest first: address, segment, kind,\n"
-        "depth, version (wts and place), colour (the epoch of the write), payload bytes, class of the fragment\n"
-        "(tag), and whether each is committed and durable. In a store that nobody has opened since the machine\n"
-        "started, the whole log is read for it.",
+        "depth, version (wts and place), colour (the epoch of the write), bytes as they are stored and of the\n"
+        "fragment (decoded), its class (tag), and whether each is committed and durable. In a store that nobody\n"
+        "has opened since the machine started, the whole log is read for it.",
         "python -m mmpc page /var/lib/things 4711 --value",
         "0 shown, also if the page is free or was never allocated, 1 the chain is damaged, 2 it could not be read",
     )
@@ -153,16 +156,17 @@ def _described(
             "place": record.version & (1 << PLACE_BITS) - 1,
             "colour": record.colour,
             "length": record.length,
-            "flags": [name for bit, name in ((INNER, "inner"), (INDEX, "index")) if record.shape & bit],
+            "decoded": _decoded(log, record),
+            "flags": [name for bit, name in _FLAGS if record.shape & bit],
             "tag": record.tag,
             "committed": committed,
             "durable": committed and record.colour <= durable,
         }
         if options.value or options.hex:
-            payload = log.read(record.address + RECORD.size, record.length)
             if options.value and record.kind != FREE:
-                found["value"] = lines.written(payload)
+                found["value"] = lines.written(log.payload(record))
             if options.hex:
+                payload = log.read(record.address + RECORD.size, record.length)
                 found["bytes"] = payload[: options.bytes].hex()
         records.append(found)
     return {
@@ -180,6 +184,13 @@ def _described(
         "durable_epoch": durable,
         "records": records,
     }
+
+
+def _decoded(log: Log, record: Record) -> int:
+    """Bytes of the fragment, as it is encoded."""
+    if record.shape & COMPRESSED:
+        return len(log.payload(record))
+    return int(log.extent(record).length) if record.shape & EXTENT else record.length
 
 
 def _state(pid: int, chain: list[Record]) -> str:
@@ -208,6 +219,7 @@ def _text(found: dict[str, Any]) -> str:
         "place",
         "colour",
         "bytes",
+        "decoded",
         "tag",
         "flags",
         "committed",
@@ -238,6 +250,7 @@ def _row(r: dict[str, Any]) -> tuple[object, ...]:
         r["place"],
         r["colour"],
         r["length"],
+        r["decoded"],
         r["tag"],
     )
     return f"{names[0]:#x}", *names[1:], ",".join(r["flags"]), yes[r["committed"]], yes[r["durable"]]
