@@ -46,7 +46,7 @@ static int run(const hot_verb *v, mm *m, const mm_key *key, const hot_payload *p
 
 /* What goes wrong here is no error of the write, which has happened.  The core asks for it when the base is at most four times the
  * fragments on top: so the merge is about five times those, if they are as this one. */
-static void tidy(hot_verbs *self, mm *m, uint64_t pid, uint64_t bytes)
+__attribute__((noinline)) static void tidy(hot_verbs *self, mm *m, uint64_t pid, uint64_t bytes)
 {
     mm_result ignored;
     if (hot_merge_chain(self, m, pid, bytes, &ignored) < 0) PyErr_Clear();
@@ -64,7 +64,7 @@ static inline int encode_counted(hot_verbs *self, PyObject *fragment, hot_payloa
 }
 
 /* Writes until it is done or _mend raises: 0, or -1 and an exception.  `known`: the page id is one that a page can have. */
-static int write_page(hot_verbs *self, const hot_verb *verb, const mm_key *key, int known, PyObject *pid, PyObject *fragment,
+static inline int write_page(hot_verbs *self, const hot_verb *verb, const mm_key *key, int known, PyObject *pid, PyObject *fragment,
                       mm_result *r)
 {
     hot_payload payload;
