@@ -201,9 +201,7 @@ def _without(data: bytes, durable: int, newest: int) -> bytes:
     a flush of the copied life intended may be there without all that it was for.
     """
     config = _files.decode_config(data)
-    pairs = (*config.discards, (durable, newest))
-    names = (config.materializer, config.codec)
-    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs, config.compat).encode()
+    return config.changed(discards=(*config.discards, (durable, newest))).encode()
 
 
 def _must(rc: int, r: Any) -> None:
