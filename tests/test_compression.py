@@ -328,35 +328,44 @@ def test_a_store_says_so_from_the_first_handle_on_that_may_write_it(path: str) -
         assert says_so(path + "-new")
 
 
-def test_who_cuts_the_log_keeps_what_the_store_says(path: str, monkeypatch: Any) -> None:
-    """The last one to leave rewrites `config`, and somebody may have come, compressed and left just before."""
+def test_who_cuts_the_log_keeps_what_the_store_says(open_store: Open, path: str, monkeypatch: Any) -> None:
+    """The last one to leave rewrites `config`, and somebody may have come, may compress, and left just before."""
     from filelock import FileLock
 
     from mmpc import _store
 
-    with mmpc.open(path, mmpc.Append(), create=True, segment_size=SMALL) as pc:
-        keys = [pc.allocate(bytes(30_000))[1] for _ in range(40)]
-        for key in keys:
-            pc.free(key.pid, key)
-        pid, _ = pc.allocate(b"stays")
-        pc.attempt_gc()
-        acquire, came = FileLock.acquire, []
+    monkeypatch.setenv("MMPC_BOOT_ID", "first")
+    with open_store(segment_size=SMALL) as pc:
+        keys = [pc.allocate(["x" * 3000]) for _ in range(25)]
+        page, _ = pc.allocate([0])
+        for pid, key in keys:
+            pc.free(pid, key)
+        pc._clean(2, 1 << 30)
+    monkeypatch.setenv("MMPC_BOOT_ID", "second")
+    pc = open_store()
+    for pid in range(page + 1):
+        pc.rewrite(pid)
+    for _ in range(4):
+        pc.flush()
+        pc._clean(2, 1 << 30)
+    pc.snapshot()
+    acquire, came = FileLock.acquire, []
 
-        def slow(lock: Any, *args: Any, **options: Any) -> Any:
-            if not came and sys._getframe(2).f_code.co_name == "truncate_after_last":
-                came.append(True)
-                with mmpc.open(path, mmpc.Append(), use_compression=True) as other:
-                    other.append(pid, b"compressed" * 50)
-            return acquire(lock, *args, **options)
+    def slow(lock: Any, *args: Any, **options: Any) -> Any:
+        if not came and sys._getframe(2).f_code.co_name == "truncate_after_last":
+            came.append(True)
+            monkeypatch.setattr(_store, "truncate_after_last", lambda _options: None)  # that one leaves it to us
+            with mmpc.open(path, mmpc.Append(), use_compression=True):
+                assert says_so(path)
+        return acquire(lock, *args, **options)
 
-        monkeypatch.setattr(FileLock, "acquire", slow)
-        monkeypatch.setattr(FileLock, "__enter__", lambda lock: lock.acquire() and lock)
-        _store.settle(pc._attachment, path)
+    monkeypatch.setattr(FileLock, "acquire", slow)
+    size = os.path.getsize(os.path.join(path, "log"))
+    pc.close()
     assert came
+    assert os.path.getsize(os.path.join(path, "log")) < size
     assert says_so(path)
     assert mmpc.verify(path).ok
-    with mmpc.open(path, mmpc.Append()) as pc:
-        assert pc.get(pid).unwrap() == b"stays" + b"compressed" * 50
 
 
 def test_an_older_mmpc_refuses_such_a_store(path: str) -> None:
