@@ -295,6 +295,7 @@ __attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uin
 
 static inline PyObject *peek_counted(hot_verbs *self, uint64_t pid)
 {
+    if (!MM_METRICS_BUILT) return peek(self, pid);
     if (__builtin_expect(self->counting != HOT_COUNTED, 0)) return peek_apart(self, pid);
     PyObject *page = peek(self, pid);
     if (page && mm_count_hit(self->m)) self->counting = HOT_TIMED;

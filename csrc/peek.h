@@ -36,16 +36,16 @@ static inline uint64_t mm_peek_generation(const mm *m, uint64_t head)
  * the others make every 256th addition tell.  True: the next hit is to be timed. */
 static inline bool mm_count_hit(const mm *m)
 {
-    return at_count_alone(&m->metrics->counters[MM_COUNT_cache_hits], UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS);
+    return at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_hits], UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS);
 }
-static inline bool mm_is_counting(const mm *m) { return m->metrics != NULL; }
+static inline bool mm_is_counting(const mm *m) { return mm_row(m) != NULL; }
 static inline uint64_t mm_hits(const mm *m)
 {
-    return at_peek(&m->metrics->counters[MM_COUNT_cache_hits]) & ((UINT64_C(1) << MM_HIT_BITS) - 1);
+    return at_peek(&mm_row(m)->counters[MM_COUNT_cache_hits]) & ((UINT64_C(1) << MM_HIT_BITS) - 1);
 }
 static inline void mm_count_eviction(const mm *m)
 {
-    if (m->metrics) (void)at_count_alone(&m->metrics->counters[MM_COUNT_cache_evictions], 1);
+    if (mm_row(m)) (void)at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_evictions], 1);
 }
 
 #endif

@@ -118,7 +118,7 @@ static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capaci
     if (capacity < bound) return MM_SPACE;
     int rc = mm_chain_open(m, c, true, r);
     if (rc) return rc;
-    uint64_t n = m->metrics && c->count > 1 ? mm_sample(mm_row_count(m->metrics, MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
+    uint64_t n = mm_row(m) && c->count > 1 ? mm_sample(mm_row_count(mm_row(m), MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
     uint64_t begun = n ? mm_os_ticks() : 0;
     rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
     if (n) mm_time_end(m, MM_TIME_merge, begun, n);
@@ -144,7 +144,7 @@ typedef struct read_call {
 /* What the caller has is the newest. */
 __attribute__((noinline, cold)) static void count_hit(mm *m, uint64_t begun)
 {
-    uint64_t n = mm_sample(mm_row_count(m->metrics, MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
+    uint64_t n = mm_sample(mm_row_count(mm_row(m), MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
     if (n) mm_time_end(m, MM_TIME_get_hit, begun, n);
 }
 
@@ -153,7 +153,7 @@ __attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uin
 /* One look at the clock tells the slow ones, which are all timed; of the others some (metrics.h). */
 static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
 {
-    if (!m->metrics) return;
+    if (!mm_row(m)) return;
     if (a->how == MM_READ_FRAGMENTS) {
         mm_count(m, MM_COUNT_fragment_reads, 1);
         return;
@@ -163,7 +163,7 @@ static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t
         return;
     }
     bool slow = mm_os_ticks() - begun > MM_TICKS_SLOW;
-    uint64_t n = mm_row_count(m->metrics, slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
+    uint64_t n = mm_row_count(mm_row(m), slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
     n = slow ? 1 : mm_sample(n, MM_EVERY_page_in);
     if (n) time_read(m, begun, n);
 }
