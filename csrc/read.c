@@ -168,6 +168,17 @@ static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t
     if (n) time_read(m, begun, n);
 }
 
+/* Whether the page is one base that the buffer has no room for.  Its bytes are not looked at then: they will be, when the caller comes back with room.
+ * All that is said of it before its checksum is how much, and that cannot be more than a record has (mm_look). */
+static bool too_long_alone(const mm *m, const read_call *a, const mm_view *v, mm_result *r)
+{
+    bool known = a->known_wts && mm_version_wts(v->version) <= a->known_wts;
+    if (v->length <= a->capacity || mm_shape_kind(v->shape) != MM_KIND_BASE || mm_is_large(v->shape) || known) return false;
+    bool merged = a->how == MM_READ_MERGED && m->merge_kind && a->pid >= 2;
+    r->length = merged ? mm_merge_bound((int)m->merge_kind, &(mm_span){ v->body, v->length }, 1) : 3 + (uint64_t)v->length;
+    return true;
+}
+
 static int read_pinned(mm *m, const read_call *a, mm_result *r)
 {
     at_word *head;
@@ -186,6 +197,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->generation = v.generation;
     r->kind = mm_shape_kind(v.shape);
     r->depth = mm_shape_depth(v.shape);
+    if (too_long_alone(m, a, &v, r)) return MM_SPACE;
     rc = walk(m, a->pid, &v, a->known_wts, &c, f, r);
     if (rc) return rc;
     r->whole = c.whole;
