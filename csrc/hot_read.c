@@ -346,6 +346,7 @@ PyObject *hot_get(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyOb
             return page;
         }
         if ((uint64_t)pid < HOT_PIDS) return get_miss(self, args[0], (uint64_t)pid, 1);
+        return get_slow(self, args, 1, NULL); /* what is known of them need not be kept */
     }
     return get_slow(self, args, nargs, names);
 }
