@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .gather import Segment
 
 GAUGE = 10
-LEGEND = "blocks: live share of a segment; . free, _ a hole, o open, x waits for readers or is being emptied"
+LEGEND = "blocks: live share; . free, _ a hole, o open, x emptied or waits for readers"
 
 
 def style(share: float) -> str:

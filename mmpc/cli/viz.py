@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LIVE, GARBAGE, FREE, OPEN, LEAVING = "#2a7f9e", "#d98032", "#e6e6e6", "#5b4b9a", "#b5476d"
 INK, FAINT = "#222222", "#777777"
+MOST_SQUARES = 5000
 _NAMES = ("segments", "age", "time", "chains", "latencies")
 _LINES = ("#2a7f9e", "#d98032", "#5b4b9a", "#5a8f3c", "#b5476d", "#8a6d3b")
 
@@ -145,9 +146,9 @@ def _segments(options: argparse.Namespace) -> Any:
         return "the log has no segments yet"
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
-    columns = max(8, min(64, round((len(found) * 2.2) ** 0.5)))
+    columns = max(8, round((len(found) * 2.2) ** 0.5))
     rows = -(-len(found) // columns)
     used = [s for s in found if s.used]
     taken, live = sum(s.taken if s.taken is not None else s.size for s in used), sum(s.live for s in used)
@@ -155,13 +156,9 @@ def _segments(options: argparse.Namespace) -> Any:
     said += f"{show.size(live)} live of {show.size(taken)} in use"
     if not current:
         said += "; live as the newest snapshot says"
-    figure, axes = _figure(
-        "Segments of the log, by live share", said, height=min(9.0, max(2.6, 1.7 + 5.6 * rows / columns))
-    )
+    figure, axes = _figure("Segments of the log, by live share", said, height=max(2.6, 1.8 + 7.0 * rows / columns))
     colours = LinearSegmentedColormap.from_list("live", [GARBAGE, "#f2d9b0", "#9cc9d6", LIVE])
-    for i, s in enumerate(found):
-        colour = _colour(s, colours)
-        axes.add_patch(Rectangle((i % columns, i // columns), 0.92, 0.92, facecolor=colour, linewidth=0))
+    _cells(axes, [_colour(s, colours) for s in found], columns)
     axes.set_xlim(-0.1, columns)
     axes.set_ylim(rows, -0.1)
     axes.set_aspect("equal", anchor="NW")
@@ -175,7 +172,7 @@ def _segments(options: argparse.Namespace) -> Any:
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.03, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.03, pad=0.02, panchor=False)
     bar.set_label("live share")
     bar.ax.yaxis.set_major_formatter(lambda x, _pos: f"{100 * x:.0f} %")
     bar.outline.set_visible(False)
@@ -189,6 +186,21 @@ def _segments(options: argparse.Namespace) -> Any:
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _cells(axes: Any, colours: list[Any], columns: int) -> None:
+    """A square for each; of very many a grid of pixels, which stays small as a file."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    if len(colours) <= MOST_SQUARES:
+        for i, colour in enumerate(colours):
+            axes.add_patch(Rectangle((i % columns, i // columns), 0.92, 0.92, facecolor=colour, linewidth=0))
+        return
+    rows = -(-len(colours) // columns)
+    pixels = [to_rgba(colour) for colour in colours] + [to_rgba("white")] * (rows * columns - len(colours))
+    grid = [pixels[i : i + columns] for i in range(0, len(pixels), columns)]
+    axes.imshow(grid, interpolation="nearest", extent=(0, columns, rows, 0))
 
 
 def _colour(s: gather.Segment, colours: Callable[[float], Any]) -> Any:
@@ -365,8 +377,7 @@ def _latencies(options: argparse.Namespace) -> Any:
         label = (
             f"{t.name}: {show.brief(t.percentile(50))}, {show.brief(t.percentile(99))} ({show.number(t.count)} calls)"
         )
-        edges = [max(low, 1) / 1e9 for low, _high, _n in t.buckets] + [t.buckets[-1][1] / 1e9]
-        shares = [100 * n / t.count for _low, _high, n in t.buckets]
+        edges, shares = _steps(t)
         axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
         axes.stairs(shares, edges, color=colour, alpha=0.12, fill=True)
     axes.set_xscale("log")
@@ -378,3 +389,15 @@ def _latencies(options: argparse.Namespace) -> Any:
     axes.set_ylabel("calls in each step")
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _steps(t: gather.Latency) -> tuple[list[float], list[float]]:
+    """Edges of steps in seconds, and the percentage in each; where nothing was seen there is a step of 0."""
+    edges, shares = [max(t.buckets[0][0], 1) / 1e9], list[float]()
+    for low, high, n in t.buckets:
+        if low / 1e9 > edges[-1]:
+            edges.append(low / 1e9)
+            shares.append(0.0)
+        edges.append(high / 1e9)
+        shares.append(100 * n / t.count)
+    return edges, shares
