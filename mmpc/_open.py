@@ -82,6 +82,8 @@ def open(
         raise TypeError("path may be None only with temporary=True")
     if path is None:
         path, create = _files.temporary_path(), True
+    if not os.fsdecode(path):
+        raise ValueError("path is empty; '.' is the current directory")
     where = os.path.abspath(os.fsdecode(path))
     check_int("cache_capacity", cache_capacity, 0, 1 << 62)
     if mapped_capacity is not None:

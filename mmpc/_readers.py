@@ -31,7 +31,7 @@ from ._layout import (
     TIME_SAMPLE,
     TIMES,
 )
-from ._volatile import read_control
+from ._volatile import OTHER_LAYOUT, read_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
     """Who has the store in `path` open, by slot; nobody, if it is closed. It needs to read the files, no more.
 
     A pin that is held for long, by a `Tx` that nobody ended or by a process that was stopped, delays the reuse of space
-    and of page ids; `delays` says how many bytes. Errors: FileNotFoundError (no store); IncompatibleStore;
-    CorruptionError (`control` is damaged).
+    and of page ids; `delays` says how many bytes. Errors: FileNotFoundError (no store); IncompatibleStore (another
+    format, or another version of mmpc has it open); CorruptionError (`control` is damaged).
     """
     where = os.path.abspath(os.fsdecode(path))
     config = _files.read_config(where)
@@ -127,9 +127,12 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
                 continue
         if "lock" not in fds:
             return []
-        if read_control(fds, config.uuid, _files.boot_id(), Findings()).of_this_boot:
+        judged = read_control(fds, config.uuid, _files.boot_id(), Findings())
+        if judged.known:
             return held(fds["control"], fds["lock"], config.segment_shift)
         if _locked(fds["lock"], 0, SLOTS):
+            if judged.of_this_boot:
+                raise errors.IncompatibleStore(f"{where!r}: {OTHER_LAYOUT}")
             said = f"{where!r} is open, and 'control' does not say by whom: it is damaged, or was replaced"
             raise errors.CorruptionError(said, file="control", offset=0)
         return []

@@ -272,6 +272,9 @@ def test_a_store_that_another_version_has_open(open_store: Open, path: str) -> N
         assert refused("top", path, "--once") == (2, f"{path}: {gather.FOREIGN}")
         done = run("doctor", path)
         assert (done.returncode, f"{gather.FOREIGN}; close it there first" in done.stdout) == (1, True)
+        assert refused("readers", path) == (2, f"{path!r}: {gather.FOREIGN}")
+        with pytest.raises(mmpc.IncompatibleStore, match="another version of mmpc has the store open"):
+            mmpc.readers(path)
         status, said = refused("dump", path)
         assert (status, "other processes still have it open" in said) == (2, True)
     finally:

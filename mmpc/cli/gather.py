@@ -39,7 +39,7 @@ from .._layout import (
     WRITTEN_ALWAYS,
 )
 from .._log import segment_at
-from .._volatile import Control, read_control
+from .._volatile import OTHER_LAYOUT, Control, read_control
 from . import frame
 
 TYPE_CHECKING = False
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("control", "table", "log", "ids", "rts", "marks", "lock")
 UNKNOWN = "unknown"
-FOREIGN = "another version of mmpc has the store open: its counters lie where this one does not know them"
+FOREIGN = OTHER_LAYOUT
 _TRIES, _PAUSE = 5, 0.05
 
 
