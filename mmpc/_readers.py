@@ -20,8 +20,10 @@ from ._layout import (
     CONTROL_SLOTS,
     CONTROL_TIMES,
     GLOBALS,
+    MASK32,
     MAX_SEGMENTS,
     PINS,
+    REST_RUN,
     RETIRED,
     SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
@@ -156,8 +158,8 @@ def held(control: int, lock: int, shift: int) -> list[Reader]:
     for reader in found:
         _date(reader, samples)
         reader.delays = sum(
-            1 << shift
-            for number, since in retired
+            segments << shift
+            for number, segments, since in retired
             if number in reader.views or (reader.oldest is not None and since >= reader.oldest)
         )
     return found
@@ -181,13 +183,13 @@ def _locked(lock: int, slot: int, slots: int = 1) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def _retired(control: int) -> Iterator[tuple[int, int]]:
-    """(number, epoch) of the segments that are empty and not free yet."""
+def _retired(control: int) -> Iterator[tuple[int, int, int]]:
+    """(number, how many, epoch) of the segments that are empty and not free yet; those of a run go together."""
     count = min(_global(control, "segments"), MAX_SEGMENTS)
     data = _whole(os.pread(control, count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS), SEGMENT_ENTRY_SIZE)
     for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data)):
         if entry[0] & 15 == RETIRED:
-            yield number, entry[6]
+            yield number, entry[1] & MASK32 if entry[0] >> 28 & REST_RUN else 1, entry[6]
 
 
 def _date(reader: Reader, samples: list[tuple[int, int]]) -> None:

@@ -10,7 +10,9 @@ from .._layout import (
     ADDRESS_BITS,
     ADDRESS_MASK,
     BASE,
+    BLOCK,
     DELTA,
+    EXTENT,
     FREE,
     INDEX,
     INNER,
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+COLUMNS = (
+    *("address", "segment", "state", "kind", "depth", "wts", "place"),
+    *("colour", "bytes", "run", "tag", "flags", "committed", "durable"),
+)
 _KINDS = {BASE: "base", DELTA: "delta", FREE: "free"}
+_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"))
 _TRIES = 100  # against writers that change the page all the time
 
 
@@ -41,9 +48,9 @@ def add(commands: Any) -> None:
         _page,
         "the chain of one page: every record, where it lies, whether it is durable",
         "Shows the head word of a page and the records that it leads to, newest first: address, segment, kind,\n"
-        "depth, version (wts and place), colour (the epoch of the write), payload bytes, class of the fragment\n"
-        "(tag), and whether each is committed and durable. In a store that nobody has opened since the machine\n"
-        "started, the whole log is read for it.",
+        "depth, version (wts and place), colour (the epoch of the write), payload bytes, first segment of the run\n"
+        "that a large payload lies in, class of the fragment (tag), and whether each is committed and durable. In\n"
+        "a store that nobody has opened since the machine started, the whole log is read for it.",
         "python -m mmpc page /var/lib/things 4711 --value",
         "0 shown, also if the page is free or was never allocated, 1 the chain is damaged, 2 it could not be read",
     )
@@ -153,17 +160,20 @@ def _described(
             "place": record.version & (1 << PLACE_BITS) - 1,
             "colour": record.colour,
             "length": record.length,
-            "flags": [name for bit, name in ((INNER, "inner"), (INDEX, "index")) if record.shape & bit],
+            "run": None,
+            "flags": [name for bit, name in _FLAGS if record.shape & bit],
             "tag": record.tag,
             "committed": committed,
             "durable": committed and record.colour <= durable,
         }
-        if options.value or options.hex:
-            payload = log.read(record.address + RECORD.size, record.length)
-            if options.value and record.kind != FREE:
-                found["value"] = lines.written(payload)
-            if options.hex:
-                found["bytes"] = payload[: options.bytes].hex()
+        begin = record.address + RECORD.size
+        if record.shape & EXTENT:
+            extent = log.extent(record)
+            begin, found["length"], found["run"] = extent.address + BLOCK, extent.length, extent.address >> store.shift
+        if options.value and record.kind != FREE:
+            found["value"] = lines.written(log.payload(record))
+        if options.hex:
+            found["begin"], found["bytes"] = begin, log.read(begin, min(options.bytes, found["length"])).hex()
         records.append(found)
     return {
         "path": store.path,
@@ -198,49 +208,24 @@ def _text(found: dict[str, Any]) -> str:
         )
     elif head is None:
         said.append("nobody has opened the store since the machine started: this is what a recovery would find")
-    columns = (
-        "address",
-        "segment",
-        "state",
-        "kind",
-        "depth",
-        "wts",
-        "place",
-        "colour",
-        "bytes",
-        "tag",
-        "flags",
-        "committed",
-        "durable",
-    )
     rows = [_row(r) for r in found["records"]]
     if rows:
-        said.append(show.table(columns, rows))
+        said.append(show.table(COLUMNS, rows))
     for r in found["records"]:
         if "value" in r:
             said.append(f"{r['address']:#x}: {json.dumps(r['value'], ensure_ascii=False)}")
         if "bytes" in r:
-            said.append(_dumped(r["address"] + RECORD.size, bytes.fromhex(r["bytes"]), r["length"]))
+            said.append(_dumped(r["begin"], bytes.fromhex(r["bytes"]), r["length"]))
     if found["damage"]:
         said.append(found["damage"])
     return "\n".join(said)
 
 
 def _row(r: dict[str, Any]) -> tuple[object, ...]:
-    yes = {True: "yes", False: "no"}
-    names = (
-        r["address"],
-        r["segment"],
-        r["segment_state"],
-        r["kind"],
-        r["depth"],
-        r["wts"],
-        r["place"],
-        r["colour"],
-        r["length"],
-        r["tag"],
-    )
-    return f"{names[0]:#x}", *names[1:], ",".join(r["flags"]), yes[r["committed"]], yes[r["durable"]]
+    yes, run = {True: "yes", False: "no"}, "-" if r["run"] is None else r["run"]
+    of_log = (f"{r['address']:#x}", r["segment"], r["segment_state"])
+    of_record = (r["kind"], r["depth"], r["wts"], r["place"], r["colour"], r["length"], run, r["tag"])
+    return *of_log, *of_record, ",".join(r["flags"]), yes[r["committed"]], yes[r["durable"]]
 
 
 def _dumped(address: int, data: bytes, length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .gather import filled
 from .show import FILLS, PLAIN_FILLS
 
 TYPE_CHECKING = False
@@ -27,8 +28,8 @@ def cell(group: list[Segment], full: bool) -> tuple[str, str]:
         return ("_", "dim") if states <= {"hole"} else (".", "dim")
     if states <= {"open"}:
         return "o", "blue"
-    taken, live = sum(s.taken if s.taken is not None else s.size for s in used), sum(s.live for s in used)
-    share = min(1.0, live / taken) if taken else 0.0
+    taken, live = filled(used)
+    share = live / taken if taken else 0.0
     return fill(share, full), style(share)
 
 

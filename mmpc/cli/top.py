@@ -83,8 +83,7 @@ def _looks(path: str, interval: float, count: int | None) -> Iterator[tuple[gath
 
 def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str, Any]:
     """One look as an object: rates per second, as docs/cli.md lists them."""
-    used = [s for s in after.segments if s.used]
-    taken, live = sum(s.taken or 0 for s in used), sum(s.live for s in used)
+    taken, live = gather.filled(after.segments)
     return {
         "path": path,
         "seconds": after.time - before.time,
@@ -105,7 +104,7 @@ def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str,
         "durable": after.stable,
         "failed": after.globals["failed"],
         "pages": after.globals["max_pid"],
-        "log": {"taken": taken, "live": min(live, taken), "share": min(1.0, live / taken) if taken else None}
+        "log": {"taken": taken, "live": live, "share": live / taken if taken else None}
         | {"waiting": sum(s.size for s in after.segments if s.state == "retired")},
         "latencies": [t.as_dict() for t in after.latencies(before)],
         "segments": [{"number": s.number, "state": s.state, "share": s.share} for s in after.segments],

@@ -150,8 +150,7 @@ def _segments(options: argparse.Namespace) -> Any:
 
     columns = max(8, round((len(found) * 2.2) ** 0.5))
     rows = -(-len(found) // columns)
-    used = [s for s in found if s.used]
-    taken, live = sum(s.taken if s.taken is not None else s.size for s in used), sum(s.live for s in used)
+    taken, live = gather.filled(found)
     said = f"{_named(options.path)}: {len(found)} segments of {show.size(found[0].size)}; "
     said += f"{show.size(live)} live of {show.size(taken)} in use"
     if not current:
@@ -226,10 +225,10 @@ def _age(options: argparse.Namespace) -> Any:
     if not current:
         return "how much of each segment was taken is known once the store was opened on this machine"
     groups = _grouped(used, 60)
-    length, unit = _unit(max(sum(s.taken or 0 for s in g) for g in groups))
-    live = [sum(s.live for s in g) / length for g in groups]
-    waste = [sum(max(0, (s.taken or 0) - s.live) for s in g) / length for g in groups]
-    total, most = sum(s.live for s in used), sum(s.taken or 0 for s in used)
+    bars = [gather.filled(g) for g in groups]
+    length, unit = _unit(max(taken for taken, _live in bars))
+    live, waste = [live / length for _taken, live in bars], [(taken - live) / length for taken, live in bars]
+    most, total = gather.filled(used)
     each = f"{len(groups[0])} segments a bar, " if len(groups) < len(used) else ""
     said = f"{_named(options.path)}: {len(used)} segments in use, {each}opened in epochs {used[0].opened} to "
     said += f"{used[-1].opened} (now {epoch}); {show.share(total, most)} live"
@@ -282,12 +281,8 @@ def _sampled(path: str, length: float) -> Iterator[tuple[float, int, int, int, f
     now, done = first, False
     with show.Bar("watching", "s") as bar:
         while True:
-            used = [s for s in now.segments if s.used]
-            taken = sum(s.taken or 0 for s in used)
-            live, empty = (
-                min(taken, sum(s.live for s in used)),
-                sum(s.size for s in now.segments if s.state == "retired"),
-            )
+            taken, live = gather.filled(now.segments)
+            empty = sum(s.size for s in now.segments if s.state == "retired")
             yield now.time - first.time, live, taken, empty, now.operations(first)
             bar(round(now.time - first.time), round(length))
             if done:
