@@ -476,7 +476,7 @@ class PageCache(Measured, Verbs[T], Collections):
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
-        return f"<PageCache {self._options.path!r} {self._options.materializer}{state}>"
+        return f"<{type(self).__name__} {self._options.path!r} {self._options.materializer}{state}>"
 
     # ---- looking
 
