@@ -79,6 +79,14 @@ void mm_disk_release(void)
     if (events) linger();
 }
 
+/* A store that cannot be made is no part of any scenario. */
+void mm_disk_faulted(void)
+{
+    if (!disk.area || pv_load(&disk.area->owner) != (uint64_t)gettid()) return;
+    pv_store(&disk.area->owner, 0);
+    give_up("a fault while a store was recorded");
+}
+
 /* ---- events -------------------------------------------------------------------------------------------------------------- */
 
 /* The caller holds the lock. */

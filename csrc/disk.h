@@ -31,6 +31,7 @@ typedef struct mm_disk_event { /* then `length` bytes, then zeros up to a multip
 void mm_disk_copied(void *to, const void *from, uint64_t n); /* a copy in pieces, so that it can be torn */
 void mm_disk_written(const void *p, uint64_t n);             /* the same for bytes that plain stores wrote */
 void mm_disk_stored(const void *p, uint64_t n);              /* one store, inside hold and release */
+void mm_disk_faulted(void);                                  /* a fault of this thread: inside, nobody else would ever get on */
 void mm_disk_map(int fd, void *p, uint64_t n);
 void mm_disk_unmap(void *p);
 void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset);

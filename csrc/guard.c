@@ -146,6 +146,7 @@ static void on_bus(int number, siginfo_t *info, void *context)
         if (peek_goes_on(context)) return;
         mm_guard *g = mm_guard_now;
         if (g && mm_metrics_fault(g->m, info->si_addr)) return;
+        MM_DISK(mm_disk_faulted());
         if (g && locate(g->m, info->si_addr, &g->file, &g->offset)) siglongjmp(g->back, 1);
     } else if (raised_again(info))
         return;

@@ -207,17 +207,25 @@ int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, mm_
 int mm_marks_settle(const mm_config *c, mm_result *r);
 /* Sectors of marks that a loss of power has torn are written again; for a recovery, while nobody is attached. */
 int mm_marks_mend(const mm_config *c, mm_result *r);
-/* Fills the fresh volatile files from the log: of all committed records with a colour not in one of `discards` (pairs lo < colour <= hi), and
+/* What `config` says is gone: `discards` are pairs lo < colour <= hi; `cuts` are pairs epoch, segments: when the log was durable up to that epoch, all
+ * behind so many segments was free, and was cut off. */
+typedef struct mm_gone {
+    const uint64_t *discards, *cuts;
+    uint32_t pairs, cut_count;
+} mm_gone;
+/* Fills the fresh volatile files from the log: of all committed records with a colour not in one of the discards, and
  * <= limit, the highest version of each page wins.  `snapshot`: a descriptor, and what mm_snapshot_look said of it, after mm_snapshot_check; or -1.
  * Exclusive callers only, after mm_format. */
-int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
-               mm_scan_report *report, mm_result *r);
+int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snapshot, const mm_snapshot_info *info, mm_scan_report *report,
+               mm_result *r);
 /* Before mm_rebuild's sync: what a failed sync of this boot may have left clean and not on the disk is written again.  c->control is the old one. */
 int mm_rewrite(const mm_config *c, mm_result *r);
 int mm_settle(const mm_config *c, mm_result *r); /* the same, durably, for a store that goes on; MM_FAILED: it failed again.  All slot bytes held */
 int mm_suspected(const mm_config *c);            /* 1: a process may have died in a sync that failed */
 /* The free end of the log goes back to the file system, when nobody is attached: the caller holds all slot bytes and `open.lock`, and the newest
- * snapshot is of the state as it stands.  *cut: bytes. */
+ * snapshot is of the state as it stands.  First what would be cut off is asked, and said in `config`, durably: *segments stay, all in use when the log was
+ * durable up to *epoch; 0: none of it would.  *cut: bytes. */
+int mm_log_free_end(const mm_config *c, uint64_t *segments, uint64_t *epoch, mm_result *r);
 int mm_log_truncate(const mm_config *c, uint64_t *cut, mm_result *r);
 int mm_log_trim(const mm_config *c, mm_result *r); /* zeros at the end of the log go back to the device */
 int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result *r);

@@ -64,15 +64,17 @@ void mm_reclaim(mm *m)
 #define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */
 
 /* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
- * file system that cannot punch keeps the bytes. */
+ * file system that cannot punch keeps the bytes.  One that was given a number and no bytes yet has nothing to give back behind the end of the log. */
 bool mm_punch_segment(mm *m, uint64_t n)
 {
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
-    uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift;
+    uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift, published = at_load_acquire(&m->g->log_size);
     bool whole = mm_log_reaches(m, end) && mm_os_grow(m->config.log, end - MM_BLOCK, end) == 0; /* one of an earlier life may end with a hole */
     if (whole && mm_segment_stamp_end(m, n, mm_segword_generation(w), at_load_acquire(&m->g->stable))) end -= MM_BLOCK;
-    if (!mm_fail_at(m->config.failpoints, MM_FAIL_LOG_PUNCH) && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
+    if (end > published) end = published;
+    bool any = begin < end && mm_log_reaches(m, end) && !mm_fail_at(m->config.failpoints, MM_FAIL_LOG_PUNCH);
+    if (any && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
     mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
     return true;
 }

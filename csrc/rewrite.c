@@ -214,17 +214,52 @@ static uint64_t end_of_use(mm *m, uint64_t n, uint64_t stable)
     return n;
 }
 
-/* What is published shrinks first: died in between, the file is longer than it need be. */
-static int truncate_log(mm *m, void *cut, mm_result *r)
+/* Segments that stay, or UINT64_MAX: nothing is to be cut off. */
+static uint64_t segments_kept(mm *m)
 {
-    if (!m->control) return MM_OK;
     uint64_t stable = at_load_relaxed(&m->g->stable), n = at_load_relaxed(&m->g->segments), size = mm_os_size(m->config.log);
     bool still = at_load_relaxed(&m->g->dirty) <= stable && !suspected(m) && at_load_relaxed(&m->g->dirty) < at_load_relaxed(&m->g->snapshot_epoch)
                  && at_load_relaxed(&m->g->log_taken) == at_load_relaxed(&m->g->log_snapshot);
-    if (!still || n > (m->control_window - MM_CONTROL_SEGMENTS) / sizeof(mm_segment)) return MM_OK;
-    uint64_t used = end_of_use(m, n, stable), end = used << m->segment_shift;
-    if (used == n || end >= size) return MM_OK;
+    if (!still || n > (m->control_window - MM_CONTROL_SEGMENTS) / sizeof(mm_segment)) return UINT64_MAX;
+    uint64_t used = end_of_use(m, n, stable);
+    return used < n && used << m->segment_shift < size ? used : UINT64_MAX;
+}
+
+static int free_end(mm *m, void *args, mm_result *r)
+{
+    uint64_t **out = args, kept = m->control ? segments_kept(m) : UINT64_MAX;
+    (void)r;
+    if (kept == UINT64_MAX) return MM_OK;
+    *out[0] = kept;
+    *out[1] = at_load_relaxed(&m->g->stable);
+    return MM_OK;
+}
+
+int mm_log_free_end(const mm_config *c, uint64_t *segments, uint64_t *epoch, mm_result *r)
+{
+    *segments = *epoch = 0;
+    return with_control(c, free_end, (uint64_t *[]){ segments, epoch }, r);
+}
+
+/* The next lease of a slot names the one before: those of the next life name none that is cut off. */
+static void forget_leases(mm *m, uint64_t end)
+{
+    for (uint64_t i = 0; i < at_load_relaxed(&m->g->slots_used) && i < MM_SLOTS; i++) {
+        mm_slot *s = &m->slots[i];
+        if (at_load_relaxed(&s->lease) >= end) at_store_relaxed(&s->lease_fill, 0);
+        if (at_load_relaxed(&s->lease) >= end) at_store_relaxed(&s->lease, 0);
+        if (at_load_relaxed(&s->last_lease) >= end) at_store_relaxed(&s->last_fill, 0);
+    }
+}
+
+/* What is published shrinks first: died in between, the file is longer than it need be. */
+static int truncate_log(mm *m, void *cut, mm_result *r)
+{
+    uint64_t used = m->control ? segments_kept(m) : UINT64_MAX, n, end = used << m->segment_shift, size = mm_os_size(m->config.log);
+    if (used == UINT64_MAX) return MM_OK;
+    n = at_load_relaxed(&m->g->segments);
     for (uint64_t i = used; i < n; i++) at_store_relaxed(&m->segments[i].word, mm_segword(MM_SEG_FREE, mm_segword_generation(at_load_relaxed(&m->segments[i].word)), 0));
+    forget_leases(m, end);
     at_store_relaxed(&m->g->segments, used);
     at_store_relaxed(&m->g->free_segments, used); /* a hint: there may be some below */
     at_store_release(&m->g->log_size, end);

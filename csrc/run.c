@@ -163,23 +163,6 @@ static int allocate(mm *m, const mm_run *run, mm_result *r)
     return rc ? rc : mm_segment_refill(m, r);
 }
 
-/* The log was truncated, and is grown again beyond a segment that nobody has used since: what older leases name there is gone, and a header says so, or
- * a recovery would miss it, now that the mark counts the segment as in use.  Died here: PREPARING is given back by the reaper, the next one says it. */
-static int say_what_is_gone(mm *m, uint64_t below, mm_result *r)
-{
-    for (uint64_t n = 0; n < below; n++) {
-        uint64_t w = at_load_acquire(&m->segments[n].word), begin = n << m->segment_shift, drawn;
-        if (w || !mm_segment_step(m, n, &w, MM_SEG_PREPARING, mine(m))) continue; /* who opens it writes a header himself */
-        int e = mm_os_random(&drawn, sizeof drawn);
-        if (!e) e = mm_os_grow(m->config.log, begin, begin + MM_BLOCK);
-        if (!e) write_header(m, n, 1 + drawn % (1u << 20), MM_MAX_PID, 1, 0, MM_BLOCK);
-        at_fence_full(); /* the header, before somebody opens the segment */
-        unprepare(m, n, 1);
-        if (e) return mm_os_failed(r, e);
-    }
-    return MM_OK;
-}
-
 /* A payload that looked like what stands at the borders of segments would be taken for it by who scans the log when the run is free. */
 static bool looks_like_ours(const mm *m, uint64_t n)
 {
@@ -229,7 +212,6 @@ int mm_run_find(mm *m, uint64_t page, uint64_t room, mm_run *run, bool *used, mm
     if (!rc) rc = mm_enter(m, &pin, NULL);
     if (rc) return rc;
     rc = allocate(m, run, r);
-    if (!rc) rc = say_what_is_gone(m, run->number, r);
     if (!rc) {
         /* Before it is in use: a mark says how many segments are, and who recovers cuts off zeros at the end of the log. */
         mm_segment_stamp_end(m, run->number + run->segments - 1, run->generation, at_load_acquire(&m->g->stable));

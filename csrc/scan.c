@@ -14,7 +14,7 @@
 
 typedef struct found_lease {
     uint64_t address, end, previous, filled; /* end: of its last whole record */
-    uint64_t ended;                          /* bytes used when it ended, if that is durable, or 0 */
+    uint64_t ended, stable;                  /* bytes used when it ended, if that is durable, or 0; durable epoch when it began */
     uint32_t previous_generation, seed;
     bool open;                               /* does not say how far it was used, or in a life that was discarded */
     bool counts, followed, behind;           /* holds a record that counts; the lease that came next is required; those before are looked at */
@@ -23,8 +23,7 @@ typedef struct found_lease {
 typedef struct scan {
     mm *m;
     uint64_t limit, size;
-    const uint64_t *discards;
-    uint32_t pairs;
+    const mm_gone *gone;
     mm_scan_report *report;
     mm_result *r;
     uint64_t inner_pid; /* consecutive INNER records right before, of this page */
@@ -46,8 +45,8 @@ typedef struct scan {
 static bool colour_counts(const scan *s, uint64_t colour)
 {
     if (colour > s->limit) return false;
-    for (uint32_t i = 0; i < s->pairs; i++)
-        if (colour > s->discards[2 * i] && colour <= s->discards[2 * i + 1]) return false;
+    for (uint32_t i = 0; i < s->gone->pairs; i++)
+        if (colour > s->gone->discards[2 * i] && colour <= s->gone->discards[2 * i + 1]) return false;
     return true;
 }
 
@@ -123,7 +122,7 @@ static int note_lease(scan *s, uint64_t at, uint32_t seed)
     uint64_t epoch, ended = mm_lease_ended_at(seed, h, &epoch);
     if (h->stable > s->stable) s->stable = h->stable;
     s->leases[s->found++] = (found_lease){ .address = at, .end = at + sizeof *h, .previous = h->previous, .filled = h->filled, .seed = seed,
-                                           .previous_generation = h->previous_generation, .open = !ended || !colour_counts(s, epoch),
+                                           .previous_generation = h->previous_generation, .stable = h->stable, .open = !ended || !colour_counts(s, epoch),
                                            .ended = ended && colour_counts(s, epoch) ? ended : 0 };
     s->report->leases++;
     return MM_OK;
@@ -418,6 +417,14 @@ static int require(const scan *s, uint64_t address, uint32_t generation, uint64_
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
+/* The segment was cut off since the lease began (rewrite.c): what the lease names there was free. */
+static bool cut_since(const scan *s, const found_lease *l, uint64_t n)
+{
+    bool gone = false;
+    for (uint32_t i = 0; i < s->gone->cut_count; i++) gone = gone || (l->stable < s->gone->cuts[2 * i] && n >= s->gone->cuts[2 * i + 1]);
+    return gone;
+}
+
 /* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
  * holds nothing is no end of it: its owner died, or lost, before it published. */
 static int require_before(const scan *s, found_lease *l)
@@ -425,7 +432,8 @@ static int require_before(const scan *s, found_lease *l)
     int rc = MM_OK;
     while (!rc && l && l->previous && !l->behind) {
         l->behind = true;
-        if (l->previous >> s->m->segment_shift >= s->in_use) return MM_OK; /* free when the newest mark was made: it may have been cut off since */
+        uint64_t n = l->previous >> s->m->segment_shift;
+        if (n >= s->in_use || cut_since(s, l, n)) return MM_OK; /* free when the newest mark was made: it may have been cut off since */
         rc = require(s, l->previous, l->previous_generation, l->filled, &l);
         if (!rc && l) l->followed = true;
     }
@@ -466,8 +474,8 @@ static uint64_t next_epoch(const scan *s)
     mm_mark mark;
     uint64_t epoch = s->report->max_colour > s->report->max_epoch ? s->report->max_colour : s->report->max_epoch;
     if (mm_mark_newest(&s->m->config, &mark, s->r) == MM_OK && mark.epoch > epoch) epoch = mark.epoch;
-    for (uint32_t i = 0; i < s->pairs; i++)
-        if (s->discards[2 * i + 1] > epoch) epoch = s->discards[2 * i + 1];
+    for (uint32_t i = 0; i < s->gone->pairs; i++)
+        if (s->gone->discards[2 * i + 1] > epoch) epoch = s->gone->discards[2 * i + 1];
     return epoch + (s->report->max_colour > s->limit ? 2 : 1); /* + 1 is the end of the pair that is to come (mmpc/_recovery.py) */
 }
 
@@ -660,8 +668,8 @@ static int scan_all(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uint32_t pairs, int snapshot, const mm_snapshot_info *info,
-               mm_scan_report *report, mm_result *r)
+int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snapshot, const mm_snapshot_info *info, mm_scan_report *report,
+               mm_result *r)
 {
     memset(report, 0, sizeof *report);
     memset(r, 0, sizeof *r);
@@ -675,7 +683,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const uint64_t *discards, uin
         return mm_os_failed(r, e);
     }
     mm_set_limits(m);
-    scan s = { .m = m, .limit = limit, .discards = discards, .pairs = pairs, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
+    scan s = { .m = m, .limit = limit, .gone = gone, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
                .report = report, .r = r };
     mm_guard_install();
     int rc = mm_guarded(m, r, scan_all, &s);

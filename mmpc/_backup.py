@@ -62,7 +62,8 @@ _SINCE = 48  # of a segment entry
 _AT_ONCE = 1 << 20
 _FREE = 0
 _EMPTY = (_FREE, 1, 6, 7)  # states of a segment in which nothing counts: FREE, PREPARING, PUNCHING, HOLE
-_UNFINISHED = {"config.new", "log.new", "marks.new", "log", "marks", "lock", "open.lock"}
+_BEGUN = "config.new"  # says whose copy was begun here; stays as it is until the copy has its name
+_UNFINISHED = {"config.last", "log.new", "marks.new", "log", "marks", "lock", _BEGUN, "open.lock"}
 
 
 class Backup:
@@ -126,16 +127,19 @@ def _prepare(path: str, dest: str) -> bool:
 
 
 def _check(path: str, dest: str) -> None:
-    """Nobody else makes anything here. What a backup of this store left that was cut off may be written over:
-    `config.new` is written first and gets its name last. A store that lost its `config` may not.
+    """Nobody else makes anything here. What a backup of this store left that was cut off goes away: it was begun by
+    `config.new`, which is durable before there is anything else. A store that lost its `config` stays.
     """
     names = set(os.listdir(dest))
-    if names <= {"open.lock", "config.new"}:
+    if names <= {"open.lock", _BEGUN}:
         return
-    left = parse_config(_bytes(os.path.join(dest, "config.new")) if "config.new" in names else b"")
+    left = parse_config(_bytes(os.path.join(dest, _BEGUN)) if _BEGUN in names else b"")
     ours = parse_config(_bytes(os.path.join(path, "config")))
     if names - _UNFINISHED or not isinstance(left, Config) or not isinstance(ours, Config) or left.uuid != ours.uuid:
         raise _taken(dest)
+    for name in names - {"open.lock", _BEGUN}:
+        _files.remove_file(os.path.join(dest, name))
+    _files.sync_directory(dest)  # before it is written anew
 
 
 def _taken(dest: str) -> Exception:
@@ -171,7 +175,7 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         if not isinstance(config, Config):
             raise errors.CorruptionError(f"'config': {config}", file="config", offset=0)
         lasting = _files.lasting_config(data)
-        _write(os.path.join(dest, "config.new"), lasting)  # whoever finds it knows what was begun here
+        _write(os.path.join(dest, _BEGUN), lasting)
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
         with _files.Descriptors() as files:
@@ -183,16 +187,17 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             copy.run()
             os.fsync(files.get("copy"))
         _must(lib.mm_clock(mm, epoch, ffi.new("uint64_t *")), r)  # nothing in the copy has a colour above
-        _write(os.path.join(dest, "config.new"), _without(lasting, marks.durable, int(epoch[0])))
+        _write(os.path.join(dest, "config.last"), _without(lasting, marks.durable, int(epoch[0])))
         report.epoch, report.bytes = marks.durable, copy.done
     finally:
         lib.mm_unpin(mm, pin[0])
     _write_mark(os.path.join(dest, "marks.new"), config, marks, copy.required())
     _write(os.path.join(dest, "lock"), b"")
-    for name in ("log", "marks", "config"):
-        if name == "config":
-            _files.sync_directory(dest)  # the others are there when it is
+    for name in ("log", "marks"):
         os.rename(os.path.join(dest, name + ".new"), os.path.join(dest, name))
+    _files.sync_directory(dest)  # the others are there when it is
+    os.rename(os.path.join(dest, "config.last"), os.path.join(dest, "config"))
+    _files.remove_file(os.path.join(dest, _BEGUN))
     _files.sync_directory(dest)
 
 
@@ -201,9 +206,7 @@ def _without(data: bytes, durable: int, newest: int) -> bytes:
     a flush of the copied life intended may be there without all that it was for.
     """
     config = _files.decode_config(data)
-    pairs = (*config.discards, (durable, newest))
-    names = (config.materializer, config.codec)
-    return _files.Config(config.uuid, config.segment_shift, *names, config.created, pairs, config.compat).encode()
+    return config.changed(discards=(*config.discards, (durable, newest))).encode()
 
 
 def _must(rc: int, r: Any) -> None:

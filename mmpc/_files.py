@@ -57,7 +57,7 @@ class Config:
     < colour <= hi).  `compat`: feature bits, also those that this mmpc does not know.
     """
 
-    __slots__ = ("codec", "compat", "created", "discards", "materializer", "segment_shift", "uuid")
+    __slots__ = ("codec", "compat", "created", "cuts", "discards", "materializer", "segment_shift", "uuid")
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class Config:
         created: int,
         discards: tuple[tuple[int, int], ...] = (),
         compat: int = 0,
+        cuts: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.uuid = uuid
         self.compat = compat
@@ -76,6 +77,22 @@ class Config:
         self.codec = codec
         self.created = created
         self.discards = discards
+        self.cuts = cuts
+
+    def changed(
+        self, discards: tuple[tuple[int, int], ...] | None = None, cuts: tuple[tuple[int, int], ...] | None = None
+    ) -> Config:
+        """The same store, of which more is gone."""
+        return Config(
+            self.uuid,
+            self.segment_shift,
+            self.materializer,
+            self.codec,
+            self.created,
+            self.discards if discards is None else discards,
+            self.compat,
+            self.cuts if cuts is None else cuts,
+        )
 
     @property
     def temporary(self) -> bool:
@@ -84,12 +101,22 @@ class Config:
 
     def encode(self) -> bytes:
         names = b"".join(struct.pack("<I", len(n)) + n for n in (self.materializer.encode(), self.codec.encode()))
-        pairs = struct.pack("<I", len(self.discards)) + b"".join(struct.pack("<QQ", *d) for d in self.discards)
+        pairs = _encode_pairs(self.discards) + _encode_pairs(self.cuts)
         length = _CONFIG.size + len(names) + len(pairs)
         facts = (self.segment_shift, 0, 0, self.compat, self.uuid, self.created)
         head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, *facts)
         data = head + names + pairs
         return data[:12] + struct.pack("<I", crc32c(data[16:])) + data[16:]
+
+
+def _encode_pairs(pairs: tuple[tuple[int, int], ...]) -> bytes:
+    return struct.pack("<I", len(pairs)) + b"".join(struct.pack("<QQ", *p) for p in pairs)
+
+
+def _decode_pairs(data: bytes, at: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    (count,) = struct.unpack("<I", _slice(data, at, 4))
+    numbers = struct.unpack(f"<{2 * count}Q", _slice(data, at + 4, 16 * count))
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True)), at + 4 + 16 * count
 
 
 def crc32c(data: bytes, start: int = 0) -> int:
@@ -122,13 +149,12 @@ def decode_config(data: bytes) -> Config:
     for _ in range(2):
         names.append(_sized(data, at))
         at += 4 + len(names[-1])
-    (count,) = struct.unpack("<I", _slice(data, at, 4))
-    at += 4
-    pairs = tuple(struct.unpack("<QQ", _slice(data, at + 16 * i, 16)) for i in range(min(count, len(data) // 16 + 1)))
-    if len(pairs) != count or at + 16 * count != length or not 16 <= shift <= 30:
+    discards, at = _decode_pairs(data, at)
+    cuts, at = _decode_pairs(data, at)
+    if at != length or not 16 <= shift <= 30:
         raise _damaged(at, "fields do not fit")
     materializer, codec = (name.decode(errors="replace") for name in names)
-    return Config(uuid, shift, materializer, codec, created, pairs, compat)
+    return Config(uuid, shift, materializer, codec, created, discards, compat, cuts)
 
 
 def lasting_config(data: bytes) -> bytes:

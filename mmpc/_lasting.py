@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Config:
     """What `config` says."""
 
-    __slots__ = ("codec", "compatible", "discards", "materializer", "shift", "uuid")
+    __slots__ = ("codec", "compatible", "cuts", "discards", "materializer", "shift", "uuid")
 
     def __init__(
         self,
@@ -50,10 +50,11 @@ class Config:
         materializer: str,
         codec: str,
         discards: tuple[tuple[int, int], ...],
+        cuts: tuple[tuple[int, int], ...] = (),
         compatible: bool = True,
     ) -> None:
         self.uuid, self.shift, self.materializer, self.codec = uuid, shift, materializer, codec
-        self.discards, self.compatible = discards, compatible
+        self.discards, self.cuts, self.compatible = discards, cuts, compatible
 
 
 def parse_config(data: bytes) -> Config | str:
@@ -77,12 +78,21 @@ def parse_config(data: bytes) -> Config | str:
             at += 4 + n
     except UnicodeDecodeError:
         return "a name is not UTF-8"
-    count = int.from_bytes(data[at : at + 4], "little")
-    if at + 4 + 16 * count != len(data) or not 16 <= shift <= 30:
+    discards, at = _pairs(data, at)
+    cuts, at = _pairs(data, at)
+    if at != len(data) or not 16 <= shift <= 30:
         return "the fields do not fit"
-    numbers = [int.from_bytes(data[k : k + 8], "little") for k in range(at + 4, len(data), 8)]
-    discards = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    return Config(uuid, shift, names[0], names[1], discards, not (incompat or ro_compat))
+    return Config(uuid, shift, names[0], names[1], discards, cuts, not (incompat or ro_compat))
+
+
+def _pairs(data: bytes, at: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Pairs of numbers, and where they end; what does not fit ends behind the data."""
+    count = int.from_bytes(data[at : at + 4], "little")
+    end = at + 4 + 16 * count
+    if end > len(data):
+        return (), end
+    numbers = [int.from_bytes(data[k : k + 8], "little") for k in range(at + 4, end, 8)]
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True)), end
 
 
 def mended_config(data: bytes) -> Config | None:

@@ -40,6 +40,11 @@ def known_stable(fd: int, uuid: bytes) -> int:
     return stable if stable < epoch else 0
 
 
+def flat(pairs: tuple[tuple[int, int], ...]) -> Any:
+    """Pairs as the core takes them; the caller keeps what it gets as long as the core looks at it."""
+    return ffi.new("uint64_t[]", [x for pair in pairs for x in pair])
+
+
 def joined(pairs: tuple[tuple[int, int], ...], lo: int, hi: int) -> tuple[tuple[int, int], ...]:
     """The pairs and (lo, hi], which is above all of them, as few as say the same.
 
@@ -87,14 +92,14 @@ class Found:
     def _filled(self, chosen: _snapshot.Chosen | None) -> bool:
         """False: the snapshot holds, and what it says cannot be."""
         r = ffi.new("mm_result *")
-        pairs = [x for pair in self.config.discards for x in pair]
+        discards, cuts = flat(self.config.discards), flat(self.config.cuts)
         fd, info = (chosen.fd, chosen.info) if chosen is not None else (-1, ffi.NULL)
         limit = self.durable if self.limited else 2**64 - 1
         self.used = chosen.name if chosen is not None else None
         must(lib.mm_format(self.c, r), r)
-        rc = lib.mm_rebuild(
-            self.c, limit, ffi.new("uint64_t[]", pairs), len(pairs) // 2, fd, info, self.report, r
-        )
+        gone = ffi.new("mm_gone *", {"discards": discards, "pairs": len(self.config.discards)})
+        gone.cuts, gone.cut_count = cuts, len(self.config.cuts)
+        rc = lib.mm_rebuild(self.c, limit, gone, fd, info, self.report, r)
         if rc == errors.CORRUPT and r.file == errors.SNAPSHOT and chosen is not None:
             self.notes.append(f"{chosen.name} does not fit the log and was not used")
             return False
@@ -108,18 +113,7 @@ class Found:
             return epoch
         discards = joined(config.discards, self.durable, epoch)
         failpoints.reach("zero garbage segment")
-        _files.write_config(
-            self.path,
-            Config(
-                config.uuid,
-                config.segment_shift,
-                config.materializer,
-                config.codec,
-                config.created,
-                discards,
-                config.compat,
-            ),
-        )
+        _files.write_config(self.path, config.changed(discards=discards))
         failpoints.reach("zero garbage segment post")
         self.c.discarded = epoch  # marks of this attachment say so: an older config is noticed
         return epoch + 1

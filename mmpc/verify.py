@@ -350,6 +350,9 @@ class Check:
             number = lease.previous >> log.shift
             if number >= self.marks.segments:
                 return  # free when the newest mark was made: it may have been cut off since
+            assert self.config is not None
+            if any(lease.stable < epoch and number >= kept for epoch, kept in self.config.cuts):
+                return  # cut off since that lease began
             who = f"the lease at {lease.address}"
             lease = self._require(log, lease.previous, lease.previous_generation, lease.filled, who)
 

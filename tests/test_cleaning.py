@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmpc
+from mmpc import _files, failpoints
 from mmpc.cli import gather
 from support.children import Children
 from support.mergers import Tally
@@ -129,6 +133,101 @@ def test_a_store_that_was_truncated_is_recovered_and_goes_on(
         pc.close()
         assert mmpc.verify(path).ok
     assert open_store().get(page).unwrap() == [0, *range(6)]
+
+
+def cut_store(open_store: Open, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> tuple[str, int]:
+    """A store whose log was cut to one segment, in which a lease names one behind it; and a page. `fails`: a place
+    that fails while the log would be cut.
+    """
+    monkeypatch.setenv("MMPC_BOOT_ID", "first")
+    with open_store(segment_size=SMALL) as pc:
+        pages = [pc.allocate(["x" * 3000]) for _ in range(15)]
+        page, _ = pc.allocate([0])
+        for pid, key in pages + [pc.allocate(["x" * 3000]) for _ in range(10)]:
+            pc.free(pid, key)
+        pc._clean(ALL, 1 << 30)
+    monkeypatch.setenv("MMPC_BOOT_ID", "second")
+    pc = open_store()
+    pc.append(page, [1])
+    for pid in range(page + 11):
+        pc.rewrite(pid)
+    for _ in range(4):
+        pc.flush()
+        pc._clean(ALL, 1 << 30)
+    pc.snapshot()
+    with failpoints.active(fails) if fails else nullcontext():
+        pc.close()
+    assert (os.stat(os.path.join(pc.path, "log")).st_size == SMALL) == (not fails)
+    return pc.path, page
+
+
+def cuts(path: str) -> list[tuple[int, int]]:
+    config = _files.read_config(path)
+    assert config is not None
+    return list(config.cuts)
+
+
+def test_what_was_cut_off_is_not_missed_when_the_log_is_longer_again(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run lies behind a segment that nobody has used since: its place is inside the log, and has no header."""
+    path, page = cut_store(open_store, monkeypatch)
+    ((_, segments),) = cuts(path)
+    assert segments == 1
+    pc = open_store()
+    large = [pc.allocate(["y" * 200_000])[0] for _ in range(2)]
+    pc.append(page, [2])
+    pc.flush()
+    copy = str(tmp_path / "copy")
+    shutil.copytree(path, copy)
+    with open(os.path.join(copy, "log"), "rb") as log:
+        log.seek(SMALL)
+        assert not any(log.read(4096)), "a blank place, or this tests nothing"
+    monkeypatch.setenv("MMPC_BOOT_ID", "third")
+    config = _files.read_config(copy)
+    assert config is not None
+    assert mmpc.verify(copy).ok
+    with mmpc.open(copy, mmpc.Append()) as again:
+        assert again.get(page).unwrap() == [0, 1, 2]
+        assert [again.get(pid).unwrap() for pid in large] == [["y" * 200_000]] * 2
+    _files.write_config(copy, config.changed(cuts=()))
+    monkeypatch.setenv("MMPC_BOOT_ID", "fourth")
+    assert not mmpc.verify(copy).ok, "it is the cut that says so"
+    with pytest.raises(mmpc.CorruptionError):
+        mmpc.open(copy, mmpc.Append())
+
+
+def test_a_cut_is_forgotten_when_all_behind_it_has_a_header_again(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, page = cut_store(open_store, monkeypatch)
+    kept = cuts(path)
+    with open_store() as pc:
+        pages = [pc.allocate(["z" * 3000])[0] for _ in range(100)]
+    for n in range(20):
+        with open_store() as pc:
+            pid = pages.pop()
+            pc.free(pid, pc.get(pid).key)
+            pc._clean(ALL, 1 << 30)
+    assert cuts(path) != kept
+    assert len(cuts(path)) == 1
+    with open_store() as pc:
+        assert pc.get(page).unwrap() == [0, 1]
+
+
+@pytest.mark.parametrize("fails", ["write_config crc", "write_config mv", "log truncate"])
+def test_a_cut_that_cannot_be_made_costs_nothing(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It is said first, in whole or not at all, and one who leaves later makes it."""
+    path, page = cut_store(open_store, monkeypatch, fails)
+    assert len(cuts(path)) == (fails == "log truncate")
+    assert mmpc.verify(path).ok
+    with open_store() as pc:
+        assert pc.get(page).unwrap() == [0, 1]
+    if fails != "log truncate":  # else what is published has shrunk: the file is longer until it is cut again
+        assert os.stat(os.path.join(path, "log")).st_size == SMALL
+    assert len(cuts(path)) == 1
 
 
 # ---- what is read

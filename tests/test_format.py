@@ -199,7 +199,7 @@ def test_config(store: Path) -> None:
     assert number("config", data, 0, "segment_shift") == 17
     assert [number("config", data, 0, name) for name in ("incompat", "ro_compat", "compat")] == [0, 0, 0]
     names = b"".join(struct.pack("<I", len(name)) + name for name in (b"mmpc.append-1", b"msgpack-1"))
-    assert data[72:] == names + struct.pack("<I", 0)
+    assert data[72:] == names + struct.pack("<II", 0, 0)
 
 
 def walk(log: bytes, uuid: bytes, size: int) -> Iterator[tuple[int, dict[str, int], bytes]]:

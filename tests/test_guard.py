@@ -350,7 +350,7 @@ def test_a_recovery_that_meets_such_a_page_says_so(failing: tuple[Path, Path], p
             setattr(c, name, os.open(place / name, os.O_CREAT | os.O_RDWR))
         c.log, c.lock, c.segment_shift, c.threshold = lose(path, image), -1, 23, 10
         assert lib.mm_format(c, r) == 0
-        status = lib.mm_rebuild(c, 2**64 - 1, ffi.NULL, 0, -1, ffi.NULL, report, r)
+        status = lib.mm_rebuild(c, 2**64 - 1, ffi.new("mm_gone *"), -1, ffi.NULL, report, r)
         return status, r.file
 
     children.run(fill, path)

@@ -196,7 +196,7 @@ static void rebuild_and_use(const store *s, uint32_t observes)
     known(mm_durable(&c, NULL, 0, &epoch, &r), "mm_durable");
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
     if (!observes) known(mm_marks_mend(&c, &r), "mm_marks_mend");
-    int rc = mm_rebuild(&c, UINT64_MAX, NULL, 0, -1, NULL, &report, &r);
+    int rc = mm_rebuild(&c, UINT64_MAX, &(mm_gone){ 0 }, -1, NULL, &report, &r);
     known(rc, "mm_rebuild");
     if (!rc) known(mm_set_epoch(&c, report.max_colour + 1, epoch, &r), "mm_set_epoch");
     close_files_of(&c);

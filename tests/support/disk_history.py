@@ -44,6 +44,14 @@ class Version:
         self.past = past  # what its author, and those of all earlier versions of the page, had seen
 
 
+class Copied:
+    """A backup that was made while others wrote."""
+
+    def __init__(self, required: State) -> None:
+        self.required = required
+        self.done = -1  # the event before which it was complete
+
+
 class History:
     """A life: it begins with `start`, the state in which the store was recovered, and `values` of it."""
 
@@ -63,6 +71,7 @@ class History:
         self._required: list[tuple[int, State]] = [(-1, dict(start))]  # from that event on this much must be there
         self._returned: State = dict(start)
         self._flushing: dict[int, State] = {}
+        self.copies: dict[str, Copied] = {}
 
     # ---- reading the trace
 
@@ -161,6 +170,10 @@ class History:
             self._flushing[process] = dict(self._returned)
         elif kind == "flushed":
             self._require(index, self._flushing.pop(process))
+        elif kind == "copying":
+            self.copies[said["name"]] = Copied(dict(self._returned))
+        elif kind == "copied":
+            self.copies[said["name"]].done = index
         elif kind == "closed":
             self._require(index, self._returned)
         elif kind == "stable":
@@ -189,9 +202,22 @@ class History:
 
     def judge(self, crash: int, state: State, values: dict[int, Value]) -> None:
         """Cover, truth and closure of what was recovered."""
-        for pid, wts in self.required(crash).items():
+        self._covers(self.required(crash), state)
+        self._true_and_closed(crash, state, values)
+
+    def judge_copy(self, name: str, state: State, values: dict[int, Value]) -> None:
+        """A backup has all that had returned when it began; what else it has is of before its end."""
+        copy = self.copies[name]
+        self._covers(copy.required, state)
+        self._true_and_closed(copy.done, state, values)
+
+    @staticmethod
+    def _covers(required: State, state: State) -> None:
+        for pid, wts in required.items():
             back = state.get(pid, 0)
             must(back >= wts, f"cover: page {pid} came back as version {back}, {wts} was flushed")
+
+    def _true_and_closed(self, crash: int, state: State, values: dict[int, Value]) -> None:
         for pid, wts in state.items():
             versions = [v for v in self.pages.get(pid, {}).get(wts, ()) if v.index < crash]
             must(versions, f"truth: page {pid} never had version {wts} before the crash")

@@ -153,6 +153,8 @@ class Disk:
 
     def _take(self, index: int, event: Event) -> None:
         kind, file = event.kind, event.file
+        if kind in (STORE, GROW, CUT) and file not in self.sizes:
+            return  # of another directory: a copy that is made of this one, or what this is a copy of
         if kind == STORE:
             self._store(index, file, event.offset, event.data)
         elif kind == GROW:

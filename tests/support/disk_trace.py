@@ -22,7 +22,8 @@ SECTOR = 512
 PIECE = 64
 HEADER = 64
 _EVENT = struct.Struct("<IIQQII")
-_MODULES = ("mmpc._files", "mmpc._store", "mmpc._snapshot", "mmpc._recovery")  # those of them that there are
+_NAMES = ("_files", "_store", "_snapshot", "_recovery", "_backup")
+_MODULES = tuple(f"mmpc.{name}" for name in _NAMES)  # those of them that there are
 
 
 class Event(NamedTuple):

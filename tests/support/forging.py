@@ -90,10 +90,7 @@ def older_config(path: str) -> bytes:
     """`config` as it was before the last pair was added."""
     config = _files.read_config(path)
     assert config is not None
-    before = _files.Config(
-        config.uuid, config.segment_shift, config.materializer, config.codec, config.created, config.discards[:-1]
-    )
-    return before.encode()
+    return config.changed(discards=config.discards[:-1]).encode()
 
 
 def replace(path: str, name: str, data: bytes) -> None:
