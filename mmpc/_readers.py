@@ -89,7 +89,8 @@ class Reader:
         said = [f"slot {self.slot}: process {self.process}{'' if self.alive else ' (dead)'}"]
         said.append(f"attached for {_span(time.time() - self.since)}")
         if self.oldest is not None:
-            what = f"{self.pins} running calls or Tx" if self.pins else "a write under way"
+            calls = f"{self.pins} running call{'' if self.pins == 1 else 's'} or Tx"
+            what = calls if self.pins else "a write under way"
             said.append(f"{what}, the oldest since epoch {self.oldest}, at least {_span(self.held)} ago")
         if self.views:
             said.append(f"views of {len(self.views)} segments")

@@ -314,6 +314,17 @@ def test_pictures(open_store: Open, path: str, tmp_path: Path, children: Childre
         assert "store: " in text
 
 
+def test_pictures_of_a_small_store(open_store: Open, path: str, tmp_path: Path) -> None:
+    """The axis of pages said 1, 1, 2, 2: halves of pages, rounded."""
+    pytest.importorskip("matplotlib")
+    open_store().close()
+    sound("viz", path, "--out", str(tmp_path / "out"))
+    texts = pictures(tmp_path / "out")
+    assert [text for text in texts["chains"].splitlines() if text.strip().isdigit()] == ["1", "1", "2"]
+    assert "store: 1 segment in use, opened in epoch 1 (now" in texts["age"]
+    assert "store: 1 segment of 8.4 MB" in texts["segments"]
+
+
 def test_pictures_that_are_asked_for(open_store: Open, path: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     open_store().close()

@@ -225,7 +225,8 @@ def _strip(f: dict[str, Any], segments: list[gather.Segment], width: int, full: 
     live = f"{show.size(log['live'])} live of {show.size(log['taken'])} ({show.share(log['live'], log['taken'])})"
     live += f", {show.size(log['waiting'])} empty waits for readers" if log["waiting"] else ""
     legend: Line = [(strip.LEGEND, "dim")]
-    return f"{len(segments)} segments{group}: {live}", [*([(c, s) for c, s in line] for line in lines), legend]
+    title = f"{show.count(len(segments), 'segment')}{group}: {live}"
+    return title, [*([(c, s) for c, s in line] for line in lines), legend]
 
 
 def _processes(f: dict[str, Any], most: int) -> Block:

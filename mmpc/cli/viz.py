@@ -151,7 +151,7 @@ def _segments(options: argparse.Namespace) -> Any:
     columns = max(8, round((len(found) * 2.2) ** 0.5))
     rows = -(-len(found) // columns)
     taken, live = gather.filled(found)
-    said = f"{_named(options.path)}: {len(found)} segments of {show.size(found[0].size)}; "
+    said = f"{_named(options.path)}: {show.count(len(found), 'segment')} of {show.size(found[0].size)}; "
     said += f"{show.size(live)} live of {show.size(taken)} in use"
     if not current:
         said += "; live as the newest snapshot says"
@@ -230,8 +230,9 @@ def _age(options: argparse.Namespace) -> Any:
     live, waste = [live / length for _taken, live in bars], [(taken - live) / length for taken, live in bars]
     most, total = gather.filled(used)
     each = f"{len(groups[0])} segments a bar, " if len(groups) < len(used) else ""
-    said = f"{_named(options.path)}: {len(used)} segments in use, {each}opened in epochs {used[0].opened} to "
-    said += f"{used[-1].opened} (now {epoch}); {show.share(total, most)} live"
+    since = f"{used[0].opened} to {used[-1].opened}" if used[0].opened != used[-1].opened else f"{used[0].opened}"
+    said = f"{_named(options.path)}: {show.count(len(used), 'segment')} in use, {each}opened in epoch {since} "
+    said += f"(now {epoch}); {show.share(total, most)} live"
     figure, axes = _figure("Live data and garbage, from the oldest segments to the newest", said)
     places = range(len(groups))
     axes.bar(places, live, width=0.9, color=LIVE, label="live")
@@ -313,6 +314,8 @@ def _chains(options: argparse.Namespace) -> Any:
     axes.set_yscale("log" if max(depths.values()) > 200 * min(depths.values()) else "linear")
     axes.set_xlim(0.2, max(depths) + 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(lambda x, _pos: show.number(x) if x >= 1 else "")
     if axes.get_yscale() == "log":
         axes.set_ylim(bottom=0.7)
