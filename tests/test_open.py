@@ -110,7 +110,7 @@ def test_an_empty_path_is_not_the_current_directory(
 ) -> None:
     """It was, so a program with a setting that nobody had set made a store wherever it happened to be."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="path is empty"):
+    with pytest.raises(ValueError, match="path must be a path, not ''"):
         mmpc.open(nothing, mmpc.Append(), create=True)
     assert os.listdir(tmp_path) == []
 
