@@ -356,7 +356,7 @@ def test_large_fragments_are_live(open_store: Open, path: str, monkeypatch: pyte
         assert pc.stats().log_live - 1000 <= log["live"] <= pc.stats().log_live
         assert log["share"] > 0.8
     (record,) = object_of("page", path, str(pid), "--value", "--hex", "--bytes", "8")["records"]
-    assert (record["length"], record["flags"]) == (len(fragment) + 5, ["extent"])
+    assert (record["length"], record["decoded"], record["flags"]) == (32, len(fragment) + 5, ["extent"])
     assert record["value"] == {"$bytes": base64.b64encode(fragment).decode()}
     assert record["bytes"] == (b"\xc6" + len(fragment).to_bytes(4, "big") + fragment[:3]).hex()
     assert f"\n  {record['begin']:#010x}  c6" in sound("page", path, str(pid), "--hex")
@@ -365,7 +365,7 @@ def test_large_fragments_are_live(open_store: Open, path: str, monkeypatch: pyte
     found = object_of("segments", path)["segments"]
     assert [s["state"] for s in found[run : run + 4]] == ["extent"] * 4
     assert object_of("stat", path)["log"]["live"] >= len(fragment)
-    assert object_of("page", path, str(pid), "--hex")["records"][0]["length"] == len(fragment) + 5
+    assert object_of("page", path, str(pid), "--hex")["records"][0]["decoded"] == len(fragment) + 5
 
 
 def test_holes_take_nothing(open_store: Open, path: str) -> None:
