@@ -94,6 +94,7 @@ struct mm {
     mm_lease lease;
     pv_word debt;             /* bytes leased since the cleaner was last helped */
     pv_word helping;          /* what is leased now is for copies */
+    pv_word scarce;           /* the lease was taken from the reserve: the disk is full, as far as we know */
     mm_victim victim;
     uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
@@ -252,6 +253,7 @@ void mm_account_flush(mm *m);
 
 /* lease.c */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
+static inline bool mm_is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
 int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */
