@@ -1,6 +1,6 @@
 """Benchmarks of mmpc beside its peers and floors.
 
-    python -m bench                 every question (about two minutes)
+    python -m bench                 every question but nometrics, which compiles the C core (about two minutes)
     python -m bench hit append      some of them
     python -m bench --quick         a tenth of the rounds
     python -m bench --strict        exit status 1 if a figure misses its bar (else 0: speed is no test)
@@ -34,7 +34,8 @@ from .report import file_system, machine, question_result, table
 
 QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers")
 QUESTIONS += ("durable", "recovery", "space", "views", "memory", "coldchain", "ids", "metrics")
-QUESTIONS += ("commands", "compression")
+QUESTIONS += ("commands", "compression", "nometrics")
+BY_NAME = ("nometrics",)  # only where it is named: it compiles the C core
 HANGS = 900.0  # seconds after which a question is ended, with every thread's stack
 MEMORY = ("tmpfs", "ramfs")
 
@@ -105,7 +106,7 @@ def main() -> int:
     results = {}
     with tempfile.TemporaryDirectory(prefix="mmpc-bench-", dir=base) as folder:
         env = Env(Path(folder), options.quick, options.seed)
-        for name in options.questions or QUESTIONS:
+        for name in options.questions or [name for name in QUESTIONS if name not in BY_NAME]:
             results[name] = ask(name, env)
             print("\n" + table(results[name]), flush=True)
     path = destination(options, date)

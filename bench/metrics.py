@@ -1,4 +1,4 @@
-"""What counting costs: the hot verbs with `metrics` and without, each in a store of its own."""
+"""What counting costs: the hot verbs with `metrics` and without, a store each (`nometrics`: beside a build without)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

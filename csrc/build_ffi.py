@@ -10,7 +10,7 @@ The environment changes a build without an edit:
 =================  ===================================================================================
 ``CFLAGS``         come after our own flags and so win, e.g. ``-O1 -g -fsanitize=address``
 ``LDFLAGS``        as usual
-``MMPC_DEFINES``   macros, separated by blanks: ``MMPC_POINTS``, ``NAME=VALUE``
+``MMPC_DEFINES``   macros, separated by blanks: ``MMPC_POINTS``, ``MMPC_DISK``, ``MMPC_NO_METRICS``, ``NAME=VALUE``
 ``MMPC_WERROR``    ``1``: warnings are errors (only in .ci: a newer compiler of a user must not fail)
 =================  ===================================================================================
 """

@@ -411,7 +411,8 @@ void mm_clean_help(mm *m)
     mm_result ignored;
     uint64_t debt = pv_load_relaxed(&m->debt);
     if (!mm_clean_owed(m) || !pv_cas(&m->debt, &debt, 0)) return;
+    bool scarce = pv_load_relaxed(&m->scarce); /* pages are freed from the reserve: what they leave is emptied while there is room to */
     pv_store(&m->helping, 1);
-    mm_clean(m, MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
+    mm_clean(m, scarce ? MM_EFFORT_ALL : MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
     pv_store(&m->helping, 0);
 }

@@ -151,8 +151,6 @@ static int epoch_now(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-static bool is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
-
 /* A writer that replaces large payloads flushes when as much as it needs waits for a flush: so the log does not grow for want of one. */
 int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
 {
@@ -162,7 +160,7 @@ int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
     int rc = mm_guarded(m, r, look_for_pending, &c);
     if (!rc && c.since && c.pending >= room) rc = mm_flush_marked(m, c.since, r);
     if (!rc) rc = mm_guarded(m, r, find, &c);
-    if (is_full(rc)) { /* what nobody names, or waits for a flush, may be the room that is missing */
+    if (mm_is_full(rc)) { /* what nobody names, or waits for a flush, may be the room that is missing */
         mm_result full = *r;
         int was = rc;
         mm_run_done(m, run, rc);

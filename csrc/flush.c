@@ -158,7 +158,8 @@ static bool gather(mm *m)
     return true;
 }
 
-static int lead(mm *m, const at_word *reached, uint64_t turn, uint64_t target, mm_result *r)
+/* *flushed: it was not another one's flush that answered. */
+static int lead(mm *m, const at_word *reached, uint64_t turn, uint64_t target, bool *flushed, mm_result *r)
 {
     mm_lock(m, MM_HOLD_FLUSHING);
     bool all = gather(m);
@@ -167,6 +168,7 @@ static int lead(mm *m, const at_word *reached, uint64_t turn, uint64_t target, m
     if (!rc && at_load_acquire(reached) < target) { /* else a thread before us has done it */
         mm_note_value(m, MM_TIME_flush_batch, crowd, 1);
         rc = flush_now(m, r);
+        *flushed = true;
     }
     at_store_relaxed(&m->g->crowd, all ? crowd + at_load_relaxed(&m->g->waiting) : crowd);
     at_cas_acq_rel(&m->g->leader, &turn, 0); /* lost: somebody leads instead of us */
@@ -186,8 +188,12 @@ static uint64_t patience(mm *m)
  * was waited for in vain and its turn taken. */
 static int flush_to(mm *m, const at_word *reached, uint64_t target, mm_result *r)
 {
-    for (;;) {
-        if (at_load_acquire(reached) >= target) return MM_OK;
+    bool asked = false, flushed = false;
+    for (;; asked = true) {
+        if (at_load_acquire(reached) >= target) {
+            if (asked && !flushed) at_add_relaxed(&m->g->shared, 1); /* a statistic */
+            return MM_OK;
+        }
         int rc = has_failed(m, r);
         if (rc) return rc;
         uint64_t mine = (pv_add(&m->flush_turn, 1) + 1) << 16 | (m->slot_index + 1), leader = 0;
@@ -201,7 +207,7 @@ static int flush_to(mm *m, const at_word *reached, uint64_t target, mm_result *r
             }
             if (past < most || !at_cas_acq_rel(&m->g->leader, &leader, mine)) continue;
         }
-        rc = lead(m, reached, mine, target, r);
+        rc = lead(m, reached, mine, target, &flushed, r);
         if (rc) return rc;
     }
 }

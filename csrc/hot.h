@@ -39,11 +39,13 @@ typedef struct hot_sampling {
     uint32_t left;  /* that come before one is timed */
     uint32_t begun; /* how many of the first were timed */
 } hot_sampling;
-enum hot_counting { HOT_COUNTED = 0, HOT_TIMED = 1, HOT_UNCOUNTED = 2 }; /* TIMED: the next hit is timed */
 
 typedef struct hot_verbs { /* a handle */
     PyObject_HEAD
     mm *m;            /* NULL: closed, or never bound */
+    mm *quick;        /* `m`, or NULL: the next hit is not to be answered at once but apart (hot_read.c), since it is timed */
+    at_word *hits;    /* what counts them: the word in the metrics, or where nothing is counted `unseen` */
+    at_word unseen;
     hot_state *state; /* of `module`, which keeps it alive */
     PyObject *module, *pack, *unpack, *merge, *size_of; /* size_of may be NULL */
     PyObject *owner;  /* of `m`, for what outlives the handle */
@@ -53,7 +55,6 @@ typedef struct hot_verbs { /* a handle */
     int kind;         /* enum mm_merge_kind */
     int last;         /* size rule: the size of a value is that of its largest fragment */
     int packing;      /* `pack` is running: it serves one caller at a time */
-    int counting;     /* enum hot_counting */
     uint64_t stood_for; /* hits that those which were timed stand for, and the ones that were there before */
     uint32_t first_hits; /* timed, all of them */
     hot_sampling encoding, decoding;
@@ -65,6 +66,7 @@ hot_timing hot_begin_timed(hot_verbs *self, hot_sampling *s, uint32_t every);
 void hot_end_timed(hot_verbs *self, int histogram, hot_timing t);
 static inline hot_timing hot_begin(hot_verbs *self, hot_sampling *s, uint32_t every)
 {
+    if (!MM_METRICS_BUILT) return (hot_timing){ 0, 0 };
     if (__builtin_expect(!s->left, 0)) return hot_begin_timed(self, s, every);
     s->left--;
     return (hot_timing){ 0, 0 };
@@ -120,7 +122,13 @@ typedef struct hot_signature {
     int required, total;
     const char *names[5];
 } hot_signature;
-int hot_arguments(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out);
+int hot_arguments_apart(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out);
+static inline int hot_arguments(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out)
+{
+    if (names || nargs < s->required || nargs > s->total) return hot_arguments_apart(s, args, nargs, names, out);
+    for (Py_ssize_t i = 0; i < s->total; i++) out[i] = i < nargs ? args[i] : NULL;
+    return 0;
+}
 /* 1: a page id; 0: an int that no page has; -1: TypeError. */
 int hot_pid(PyObject *o, uint64_t *pid);
 int hot_key_of(hot_verbs *self, PyObject *pid, PyObject *key, mm_key *out);

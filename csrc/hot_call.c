@@ -26,7 +26,7 @@ static int keywords(const hot_signature *s, PyObject *const *values, PyObject *n
     return 0;
 }
 
-int hot_arguments(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out)
+int hot_arguments_apart(const hot_signature *s, PyObject *const *args, Py_ssize_t nargs, PyObject *names, PyObject **out)
 {
     if (nargs > s->total) {
         PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments (%zd given)", s->verb, s->total, nargs);
@@ -44,7 +44,7 @@ int hot_arguments(const hot_signature *s, PyObject *const *args, Py_ssize_t narg
 
 int hot_pid(PyObject *o, uint64_t *pid)
 {
-    if (!PyLong_Check(o) || PyBool_Check(o)) {
+    if (!PyLong_CheckExact(o) && (!PyLong_Check(o) || PyBool_Check(o))) {
         PyErr_Format(PyExc_TypeError, "pid must be an int, not %R", (PyObject *)Py_TYPE(o));
         return -1;
     }

@@ -309,9 +309,53 @@ static PyObject *get_once(hot_verbs *self, mm *m, uint64_t pid, int may_tidy, mm
     return page;
 }
 
+/* The cached result of a page if it is valid: a borrowed reference. */
+static inline PyObject *peek(const hot_verbs *self, const mm *m, uint64_t pid)
+{
+    if (!mm_peek_safe(m)) return NULL;
+    mm_object *e = mm_objects_find(&self->objects, pid);
+    if (!e || e->head != mm_peek_head(m, pid) || e->generation != mm_peek_generation(m, e->head)) return NULL;
+    if (!e->visited) e->visited = 1; /* no store on a line that is as it should be */
+    return e->object;
+}
+
+/* The first hits are timed, all of them, then the one after each 256th; it stands for all since the one before (metrics.h).  What is no hit is not timed,
+ * and the next one is.  Where nothing is counted, `unseen` has run over, and that is all. */
+__attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uint64_t pid)
+{
+    mm *m = self->m;
+    if (!m || !mm_is_counting(m)) {
+        self->quick = m;
+        return peek(self, m, pid);
+    }
+    uint64_t begun = mm_ticks(m);
+    PyObject *page = peek(self, m, pid);
+    if (!page) return NULL;
+    (void)mm_count_hit(self->hits);
+    uint64_t hits = mm_hits(self->hits), n = hits - self->stood_for;
+    self->stood_for = hits;
+    if (++self->first_hits >= MM_EVERY_get_hit) self->quick = m;
+    mm_metrics_time(m, MM_TIME_get_hit, begun, n); /* no Python: the page stays */
+    return page;
+}
+
+/* One pointer says that the store is open and that no time is due, so all that the metrics add to a hit is the addition. */
+static inline PyObject *peek_counted(hot_verbs *self, uint64_t pid)
+{
+    PyObject *page = peek(self, self->quick, pid);
+    if (MM_METRICS_BUILT && page && __builtin_expect(mm_count_hit(self->hits), 0)) self->quick = NULL;
+    return page;
+}
+
+/* What could not be answered at once. */
 __attribute__((noinline)) static PyObject *get_miss(hot_verbs *self, PyObject *pid_object, uint64_t pid, int may_tidy)
 {
     mm_result r = {0};
+    PyObject *cached = self->quick ? NULL : peek_apart(self, pid);
+    if (cached) {
+        Py_INCREF(cached);
+        return cached;
+    }
     self->objects.misses++;
     for (;;) {
         mm *m = self->m;
@@ -320,40 +364,6 @@ __attribute__((noinline)) static PyObject *get_miss(hot_verbs *self, PyObject *p
         if (page || status <= 0) return page;
         if (hot_mend(self, status, &r, pid_object, NULL) < 0) return NULL;
     }
-}
-
-/* The cached result of a page if it is valid: a borrowed reference. */
-static inline PyObject *peek(const hot_verbs *self, uint64_t pid)
-{
-    const mm *m = self->m;
-    if (!mm_peek_safe(m)) return NULL;
-    mm_object *e = mm_objects_find(&self->objects, pid);
-    if (!e || e->head != mm_peek_head(m, pid) || e->generation != mm_peek_generation(m, e->head)) return NULL;
-    if (!e->visited) e->visited = 1; /* no store on a line that is as it should be */
-    return e->object;
-}
-
-/* The first hits are timed, all of them, then the one after each 256th; it stands for all since the one before (metrics.h). */
-__attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uint64_t pid)
-{
-    if (self->counting == HOT_UNCOUNTED || !self->m) return peek(self, pid);
-    uint64_t begun = mm_ticks(self->m);
-    PyObject *page = peek(self, pid);
-    if (!page) return NULL;
-    (void)mm_count_hit(self->m);
-    uint64_t hits = mm_hits(self->m), n = hits - self->stood_for;
-    self->stood_for = hits;
-    if (++self->first_hits >= MM_EVERY_get_hit) self->counting = HOT_COUNTED;
-    mm_metrics_time(self->m, MM_TIME_get_hit, begun, n); /* no Python: the page stays */
-    return page;
-}
-
-static inline PyObject *peek_counted(hot_verbs *self, uint64_t pid)
-{
-    if (__builtin_expect(self->counting != HOT_COUNTED, 0)) return peek_apart(self, pid);
-    PyObject *page = peek(self, pid);
-    if (page && mm_count_hit(self->m)) self->counting = HOT_TIMED;
-    return page;
 }
 
 static PyObject *get_page(hot_verbs *self, PyObject *pid_object, int may_tidy)
@@ -390,6 +400,8 @@ PyObject *hot_get(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyOb
             Py_INCREF(page);
             return page;
         }
+        if ((uint64_t)pid < HOT_PIDS) return get_miss(self, args[0], (uint64_t)pid, 1);
+        return get_slow(self, args, 1, NULL); /* what is known of them need not be kept */
     }
     return get_slow(self, args, nargs, names);
 }

@@ -44,7 +44,7 @@ static int verbs_traverse(hot_verbs *self, visitproc visit, void *arg)
 
 static int verbs_clear(hot_verbs *self)
 {
-    self->m = NULL; /* the attachment is its owner's to close */
+    self->m = self->quick = NULL; /* the attachment is its owner's to close */
     hot_forget_all(self);
     Py_CLEAR(self->pack);
     Py_CLEAR(self->unpack);
@@ -103,8 +103,10 @@ static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const
     self->kind = (int)kind;
     self->last = last;
     self->m = (mm *)(uintptr_t)address;
-    self->counting = mm_is_counting(self->m) ? HOT_TIMED : HOT_UNCOUNTED;
-    self->stood_for = self->counting == HOT_TIMED ? mm_hits(self->m) : 0; /* the row may have been another's */
+    bool counting = mm_is_counting(self->m);
+    self->quick = counting ? NULL : self->m;
+    self->hits = counting ? mm_hits_word(self->m) : &self->unseen;
+    self->stood_for = mm_hits(self->hits); /* the row may have been another's */
     self->first_hits = 0;
     Py_RETURN_NONE;
 }

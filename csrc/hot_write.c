@@ -154,6 +154,7 @@ PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs
         if (hot_mend(self, status, &r, in[0], NULL) < 0) return NULL;
     }
     hot_forget(self, key.pid);
+    if (r.due) hot_due(self);
     return hot_key_new(self->state, &r.key);
 }
 

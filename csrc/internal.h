@@ -94,6 +94,7 @@ struct mm {
     mm_lease lease;
     pv_word debt;             /* bytes leased since the cleaner was last helped */
     pv_word helping;          /* what is leased now is for copies */
+    pv_word scarce;           /* the lease was taken from the reserve: the disk is full, as far as we know */
     mm_victim victim;
     uint64_t victims;         /* guarded by cleaning */
     mm_candidate candidates[MM_CANDIDATES];
@@ -164,17 +165,18 @@ int mm_os_identity(int fd, mm_file_identity *id);
 uint64_t *mm_os_wiped_page(void);
 
 /* metrics.c */
+static inline mm_metrics_row *mm_row(const mm *m) { return MM_METRICS_BUILT ? m->metrics : NULL; } /* where we count; NULL: nowhere */
 static inline void mm_count(mm *m, enum mm_counter c, uint64_t n)
 {
-    if (m->metrics) (void)mm_row_count(m->metrics, c, n);
+    if (mm_row(m)) (void)mm_row_count(mm_row(m), c, n);
 }
-static inline uint64_t mm_time_begin(const mm *m) { return m->metrics ? mm_os_ticks() : 0; }
+static inline uint64_t mm_time_begin(const mm *m) { return mm_row(m) ? mm_os_ticks() : 0; }
 void mm_time_end(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the time since then, n times; begun 0: not at all */
 void mm_time_end_alone(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n); /* the caller holds the mutex of publishing, as all who add to it do */
 void mm_note_value_alone(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
 static inline void mm_count_alone(mm *m, enum mm_counter c, uint64_t n)
 {
-    if (m->metrics) (void)mm_row_count_alone(m->metrics, c, n);
+    if (mm_row(m)) (void)mm_row_count_alone(mm_row(m), c, n);
 }
 void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n);
 bool mm_metrics_fault(mm *m, const void *p); /* in the handler: true, if the fault is in the metrics, which go on in memory */
@@ -252,6 +254,7 @@ void mm_account_flush(mm *m);
 
 /* lease.c */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
+static inline bool mm_is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
 int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */

@@ -117,6 +117,7 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     if (m->lease.start) mm_lease_ended(m);
     at_add_relaxed(&m->g->log_taken, blocks * MM_BLOCK);
     if (!pv_load_relaxed(&m->helping)) pv_add(&m->debt, blocks * MM_BLOCK);
+    pv_store(&m->scarce, reserve);
     if (mm_snapshot_wanted(m) && at_load_relaxed(&m->g->snapshot_due) < mm_os_monotonic()) m->due = true;
     mm_lease l = m->lease;
     l.start = (n << m->segment_shift) + first * MM_BLOCK;
@@ -138,8 +139,6 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     at_store_release(&m->slot->lease_fill, sizeof h);
 }
 
-static bool is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
-
 /* Allocates what a lease from `at` on needs: `want` blocks, or no more than `need` where there is little room; the reserve behind it, or itself
  * from the reserve if that is what it is for.  Before anything is taken: a full disk takes nothing. */
 static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *want, enum mm_purpose purpose, bool *reserve, mm_result *r)
@@ -147,18 +146,18 @@ static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *
     uint64_t asked = *want;
     *reserve = false;
     int rc = mm_room_behind(m, n, at + *want * MM_BLOCK, MM_GROWS, r);
-    if (is_full(rc) && *want > need) {
+    if (mm_is_full(rc) && *want > need) {
         *want = need;
         rc = mm_room_behind(m, n, at + need * MM_BLOCK, MM_GROWS, r);
     }
-    if (!is_full(rc) || purpose == MM_GROWS) return rc;
+    if (!mm_is_full(rc) || purpose == MM_GROWS) return rc;
     *reserve = true;
-    if (purpose == MM_MOVES && asked > need) { /* many records: small leases would waste what they are to gain */
+    for (; purpose == MM_MOVES && asked > need; asked /= 2) { /* many records: small leases would waste what they are to gain */
         *want = asked;
         rc = mm_room_behind(m, n, at + asked * MM_BLOCK, purpose, r);
-        if (!is_full(rc)) return rc;
-        *want = need;
+        if (!mm_is_full(rc)) return rc;
     }
+    *want = need;
     return mm_room_behind(m, n, at + need * MM_BLOCK, purpose, r);
 }
 
@@ -200,10 +199,10 @@ static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_p
 {
     uint64_t n = s ? (uint64_t)(s - m->segments) : MM_NO_SEGMENT;
     int rc = mm_room_next(m, n, need, MM_GROWS, r);
-    if (is_full(rc) && purpose != MM_GROWS) rc = mm_room_next(m, n, need, purpose, r);
+    if (mm_is_full(rc) && purpose != MM_GROWS) rc = mm_room_next(m, n, need, purpose, r);
     if (!rc && s) mm_segment_seal(m, s, open >> 32);
     if (!rc && at_load_acquire(&m->g->open_segment) == open) rc = mm_segment_open(m, open, r);
-    if (is_full(rc) && at_load_acquire(&m->g->open_segment) != open) rc = MM_OK; /* somebody else had room */
+    if (mm_is_full(rc) && at_load_acquire(&m->g->open_segment) != open) rc = MM_OK; /* somebody else had room */
     return rc ? rc : MM_BUSY;
 }
 
@@ -218,9 +217,10 @@ int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *
         mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
         if (open && !s) break;
         int rc = open ? try_lease(m, n, open >> 32, need, purpose, r) : MM_SPACE;
-        if (rc == MM_SPACE) rc = move_on(m, s, open, need, purpose, r);
+        bool below = s && mm_is_full(rc) && purpose != MM_GROWS; /* the log cannot grow: what is left to give room back may lie below */
+        if (rc == MM_SPACE || below) rc = move_on(m, s, open, need, purpose, r);
         if (rc == MM_BUSY) continue;
-        if (is_full(rc) && !reaped) { /* the dead may have been preparing a segment */
+        if (mm_is_full(rc) && !reaped) { /* the dead may have been preparing a segment */
             reaped = true;
             if (mm_reap_dead(m)) continue;
         }

@@ -15,10 +15,7 @@ uint32_t mm_checksum_payload(uint32_t seed, uint64_t address, const void *p, uin
 
 uint32_t mm_checksum_header(uint32_t crc, const mm_record *rec)
 {
-    crc = crc32c_word(crc, rec->shape);
-    crc = crc32c_word(crc, rec->page_colour);
-    crc = crc32c_word(crc, rec->version);
-    return crc32c_word(crc, rec->prev_colour);
+    return crc32c_extend(crc, &rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);
 }
 
 /* One store sets checksum and commit = 0, so the disk never holds a new checksum beside an old commit word.  Not yet published. */

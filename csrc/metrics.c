@@ -109,7 +109,7 @@ int mm_metrics_attach(mm *m, int fd)
 {
     uint64_t from = MM_METRICS_ROWS + (uint64_t)m->slot_index * sizeof(mm_metrics_row);
     void *p = MAP_FAILED;
-    if (*m->alive == MM_ALIVE && !m->metrics_map && mm_metrics_belongs(fd, m->config.control, NULL)
+    if (MM_METRICS_BUILT && *m->alive == MM_ALIVE && !m->metrics_map && mm_metrics_belongs(fd, m->config.control, NULL)
         && !posix_fallocate(fd, (off_t)from, sizeof(mm_metrics_row)))
         p = mmap(NULL, MM_METRICS_WINDOW, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (fd >= 0) close(fd);
@@ -148,8 +148,8 @@ static void extremes(mm_histogram_row *row, uint64_t value)
 
 void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n)
 {
-    if (!m->metrics || !n) return;
-    mm_histogram_row *row = &m->metrics->histograms[h];
+    if (!mm_row(m) || !n) return;
+    mm_histogram_row *row = &mm_row(m)->histograms[h];
     at_count(&row->buckets[mm_bucket_of(value)], n);
     at_count(&row->sum, value * n);
     extremes(row, value);
@@ -157,8 +157,8 @@ void mm_note_value(mm *m, enum mm_histogram h, uint64_t value, uint64_t n)
 
 void mm_note_value_alone(mm *m, enum mm_histogram h, uint64_t value, uint64_t n)
 {
-    if (!m->metrics || !n) return;
-    mm_histogram_row *row = &m->metrics->histograms[h];
+    if (!mm_row(m) || !n) return;
+    mm_histogram_row *row = &mm_row(m)->histograms[h];
     at_word *bucket = &row->buckets[mm_bucket_of(value)];
     at_count_set(bucket, at_noted(bucket) + n);
     at_count_set(&row->sum, at_noted(&row->sum) + value * n);
@@ -188,12 +188,12 @@ static uint64_t time_since(mm *m, uint64_t begun)
 
 void mm_time_end(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n)
 {
-    if (begun && m->metrics) mm_note_value(m, h, time_since(m, begun), n);
+    if (begun && mm_row(m)) mm_note_value(m, h, time_since(m, begun), n);
 }
 
 void mm_time_end_alone(mm *m, enum mm_histogram h, uint64_t begun, uint64_t n)
 {
-    if (begun && m->metrics) mm_note_value_alone(m, h, time_since(m, begun), n);
+    if (begun && mm_row(m)) mm_note_value_alone(m, h, time_since(m, begun), n);
 }
 
 /* ---- for the faces ------------------------------------------------------------------------------------------------------------------- */
@@ -203,7 +203,7 @@ typedef struct noted { uint32_t which; uint64_t value, n, begun; } noted;
 static int with_pin(mm *m, mm_body *body, void *args)
 {
     uint32_t pin;
-    if (!m->metrics || mm_enter_failed(m, &pin, NULL)) return 0;
+    if (!mm_row(m) || mm_enter_failed(m, &pin, NULL)) return 0;
     body(m, args, NULL);
     mm_leave(m, pin);
     return 0;

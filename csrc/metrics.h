@@ -104,6 +104,14 @@ enum mm_sampled {
 
 _Static_assert(MM_COUNTERS_USED <= MM_COUNTERS && MM_HISTOGRAMS_USED <= MM_HISTOGRAMS, "there is room for all of them");
 
+/* A build with MMPC_NO_METRICS counts and times nothing: mm_row (internal.h) is then a constant NULL, and all that asks it is compiled away.  Layout
+ * and faces stay as they are, so it works beside others on one store; the others read zeros of it.  It is there to tell what the metrics cost. */
+#ifdef MMPC_NO_METRICS
+#define MM_METRICS_BUILT 0
+#else
+#define MM_METRICS_BUILT 1
+#endif
+
 #define MM_HIT_BITS 56 /* of the word of cache_hits: what is above is no part of the count (peek.h) */
 
 static inline uint32_t mm_bucket_of(uint64_t v)
@@ -113,7 +121,7 @@ static inline uint32_t mm_bucket_of(uint64_t v)
     return e > 42 ? MM_BUCKETS - 1 : (e - 3) * 8 + (uint32_t)(v >> (e - 3));
 }
 
-/* ---- adding: the caller keeps the mapping (a pin, or the mutex of publishing); m->metrics is NULL where nothing is counted --------------- */
+/* ---- adding: the caller keeps the mapping (a pin, or the mutex of publishing); mm_row(m) is NULL where nothing is counted --------------- */
 
 /* Threads of this process add to the same word. */
 static inline uint64_t mm_row_count(mm_metrics_row *row, enum mm_counter c, uint64_t n) { return at_count(&row->counters[c], n); }

@@ -52,8 +52,9 @@ static inline uint32_t mm_objects_mask(const mm_objects *o) { return (uint32_t)(
 static inline mm_object *mm_objects_find(const mm_objects *o, uint64_t pid)
 {
     if (!o->count) return NULL;
-    uint32_t mask = mm_objects_mask(o);
-    for (uint32_t i = mm_objects_home(o, pid);; i = (i + 1) & mask) {
+    uint32_t i = mm_objects_home(o, pid), mask;
+    if (__builtin_expect(o->slots[i].object && o->slots[i].pid == pid, 1)) return &o->slots[i];
+    for (mask = mm_objects_mask(o);; i = (i + 1) & mask) {
         mm_object *e = &o->slots[i];
         if (!e->object) return NULL; /* the table always has an empty slot */
         if (e->pid == pid) return e;

@@ -217,7 +217,7 @@ _Static_assert(MM_EVERY_append == MM_EVERY_link && MM_EVERY_link == MM_EVERY_rep
 
 static uint64_t begin_write(const mm *m, const change *c)
 {
-    const mm_metrics_row *row = m->metrics;
+    const mm_metrics_row *row = mm_row(m);
     return row && mm_sample(at_noted(&row->counters[counted_as[c->verb].counter]), MM_EVERY_append) ? mm_os_ticks() : 0;
 }
 
@@ -230,7 +230,7 @@ __attribute__((noinline, cold)) static void time_write(mm *m, const change *c, u
 /* A write that ended with `rc`. */
 static inline void end_write(mm *m, const change *c, uint64_t begun, int rc)
 {
-    mm_metrics_row *row = m->metrics;
+    mm_metrics_row *row = mm_row(m);
     if (!row) return;
     if (rc) {
         if (rc == MM_CONFLICT) mm_row_count_alone(row, MM_COUNT_conflicts, 1);

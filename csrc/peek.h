@@ -34,18 +34,13 @@ static inline uint64_t mm_peek_generation(const mm *m, uint64_t head)
 
 /* A get was answered by what the two loads validated.  The caller holds the GIL, and nobody else adds to that word: the low 56 bits are the count,
  * the others make every 256th addition tell.  True: the next hit is to be timed. */
-static inline bool mm_count_hit(const mm *m)
-{
-    return at_count_alone(&m->metrics->counters[MM_COUNT_cache_hits], UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS);
-}
-static inline bool mm_is_counting(const mm *m) { return m->metrics != NULL; }
-static inline uint64_t mm_hits(const mm *m)
-{
-    return at_peek(&m->metrics->counters[MM_COUNT_cache_hits]) & ((UINT64_C(1) << MM_HIT_BITS) - 1);
-}
+static inline bool mm_count_hit(at_word *hits) { return at_count_alone(hits, UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS); }
+static inline uint64_t mm_hits(const at_word *hits) { return at_peek(hits) & ((UINT64_C(1) << MM_HIT_BITS) - 1); }
+static inline bool mm_is_counting(const mm *m) { return mm_row(m) != NULL; }
+static inline at_word *mm_hits_word(const mm *m) { return &mm_row(m)->counters[MM_COUNT_cache_hits]; }
 static inline void mm_count_eviction(const mm *m)
 {
-    if (m->metrics) (void)at_count_alone(&m->metrics->counters[MM_COUNT_cache_evictions], 1);
+    if (mm_row(m)) (void)at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_evictions], 1);
 }
 
 #endif

@@ -142,7 +142,7 @@ static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capaci
     if (capacity < bound) return MM_SPACE;
     int rc = mm_chain_open(m, c, true, r);
     if (rc) return rc;
-    uint64_t n = m->metrics && c->count > 1 ? mm_sample(mm_row_count(m->metrics, MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
+    uint64_t n = mm_row(m) && c->count > 1 ? mm_sample(mm_row_count(mm_row(m), MM_COUNT_merges, 1), MM_EVERY_merge) : 0;
     uint64_t begun = n ? mm_os_ticks() : 0;
     rc = mm_merge((int)m->merge_kind, spans, c->count, buffer, capacity, &length);
     if (n) mm_time_end(m, MM_TIME_merge, begun, n);
@@ -168,7 +168,7 @@ typedef struct read_call {
 /* What the caller has is the newest. */
 __attribute__((noinline, cold)) static void count_hit(mm *m, uint64_t begun)
 {
-    uint64_t n = mm_sample(mm_row_count(m->metrics, MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
+    uint64_t n = mm_sample(mm_row_count(mm_row(m), MM_COUNT_cache_hits_asked, 1), MM_EVERY_get_hit);
     if (n) mm_time_end(m, MM_TIME_get_hit, begun, n);
 }
 
@@ -177,7 +177,7 @@ __attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uin
 /* One look at the clock tells the slow ones, which are all timed; of the others some (metrics.h). */
 static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
 {
-    if (!m->metrics) return;
+    if (!mm_row(m)) return;
     if (a->how >= MM_READ_FRAGMENTS) {
         if (a->how == MM_READ_FRAGMENTS) mm_count(m, MM_COUNT_fragment_reads, 1);
         return;
@@ -187,9 +187,20 @@ static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t
         return;
     }
     bool slow = mm_os_ticks() - begun > MM_TICKS_SLOW;
-    uint64_t n = mm_row_count(m->metrics, slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
+    uint64_t n = mm_row_count(mm_row(m), slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
     n = slow ? 1 : mm_sample(n, MM_EVERY_page_in);
     if (n) time_read(m, begun, n);
+}
+
+/* Whether the page is one base that the buffer has no room for.  Its bytes are not looked at then: they will be, when the caller comes back with room.
+ * All that is said of it before its checksum is how much, and that cannot be more than a record has (mm_look). */
+static bool too_long_alone(const mm *m, const read_call *a, const mm_view *v, mm_result *r)
+{
+    bool known = a->known_wts && mm_version_wts(v->version) <= a->known_wts;
+    if (v->length <= a->capacity || mm_shape_kind(v->shape) != MM_KIND_BASE || mm_is_large(v->shape) || known) return false;
+    bool merged = a->how == MM_READ_MERGED && m->merge_kind && a->pid >= 2;
+    r->length = merged ? mm_merge_bound((int)m->merge_kind, &(mm_span){ v->body, v->length }, 1) : 3 + (uint64_t)v->length;
+    return true;
 }
 
 static int read_pinned(mm *m, const read_call *a, mm_result *r)
@@ -210,6 +221,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->generation = v.generation;
     r->kind = mm_shape_kind(v.shape);
     r->depth = mm_shape_depth(v.shape);
+    if (too_long_alone(m, a, &v, r)) return MM_SPACE;
     rc = walk(m, a->pid, &v, a->known_wts, &c, f, r);
     if (rc) return rc;
     r->whole = c.whole;

@@ -17,14 +17,14 @@
 
 #define RESERVE_MOST (UINT64_C(128) << 10)
 #define CHUNK (UINT64_C(64) << 10)
-#define LARGE_STORE 16u /* segments, of 1 MiB at least, from which on a whole one is kept, so that one that is half full can be emptied */
+#define LARGE_STORE 16u /* segments from which on a whole one is kept, so that one that is two thirds full can be emptied */
 
 /* 128 KiB: some 3,200 FREE records of one process, or one each of 32 processes that all take a lease for it.  Half a segment if that is less: 32 KiB,
- * 800 records or 8 processes, in those of 64 KiB. */
+ * 800 records or 8 processes, in those of 64 KiB; half of that where copies may have taken the rest. */
 static uint64_t reserve_of(const mm *m, enum mm_purpose purpose)
 {
-    uint64_t frees = m->segment_size / 2 < RESERVE_MOST ? m->segment_size / 2 : RESERVE_MOST;
-    bool large = m->segment_size >= 8 * RESERVE_MOST && at_load_relaxed(&m->g->segments) >= LARGE_STORE;
+    bool large = at_load_relaxed(&m->g->segments) >= LARGE_STORE;
+    uint64_t part = m->segment_size / (large ? 4 : 2), frees = part < RESERVE_MOST ? part : RESERVE_MOST;
     if (purpose == MM_FREES) return 0;
     return purpose == MM_GROWS && large ? m->segment_size - MM_BLOCK : frees;
 }
@@ -58,22 +58,34 @@ static int cover(mm *m, uint64_t n, uint64_t end, mm_result *r)
     return e ? mm_os_failed(r, e) : MM_OK;
 }
 
+/* A hole that has bytes again is FREE: the first FREE one is the candidate of all, and keeps its bytes; those of others go back to the file system
+ * (reuse.c).  A hole that nobody opens next would keep them, and a full disk be out of what it has. */
+static void has_bytes(mm *m, uint64_t n)
+{
+    if (n >= pv_load_relaxed(&m->segments_safe)) return;
+    uint64_t w = at_load_acquire(&m->segments[n].word);
+    if (mm_segword_state(w) == MM_SEG_HOLE && mm_segment_usable(m, n, w)) mm_segment_step(m, n, &w, MM_SEG_FREE, 0);
+}
+
 /* Segment n can be opened and leases of `bytes` be taken from it. */
 static int stand_ready(mm *m, uint64_t n, uint64_t bytes, mm_result *r)
 {
     uint64_t entry = (MM_CONTROL_SEGMENTS + n * sizeof(mm_segment)) & ~(uint64_t)(MM_BLOCK - 1);
-    int e = mm_os_grow(m->config.control, entry, entry + MM_BLOCK);
-    return e ? mm_os_failed(r, e) : cover(m, n, (n << m->segment_shift) + MM_BLOCK + bytes, r);
+    int e = mm_os_grow(m->config.control, entry, entry + MM_BLOCK), rc = e ? mm_os_failed(r, e) : MM_OK;
+    if (!rc) rc = cover(m, n, (n << m->segment_shift) + MM_BLOCK + bytes, r);
+    if (!rc || rc == MM_FULL) has_bytes(m, n); /* also some: who looks for room punches it */
+    return rc;
 }
 
 /* A lease of segment n that ends at `end` can be taken. */
 int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r)
 {
     uint64_t stop = (n + 1) << m->segment_shift, reserve = reserve_of(m, purpose), next;
-    if (end + reserve <= stop) return mm_log_cover(m, end + reserve, r);
-    int rc = mm_log_cover(m, reserve ? stop : end, r); /* all of it: nobody leases from a hole before the next segment */
-    if (rc || !reserve) return rc;
-    rc = mm_room_candidate(m, n, &next, r);
+    int rc = mm_log_cover(m, end + reserve <= stop ? end + reserve : end, r);
+    if (end + reserve <= stop && mm_is_full(rc)) rc = mm_log_cover(m, end, r); /* the end of the log, and no room to grow it: there may be some below */
+    else if (rc || end + reserve <= stop) return rc;
+    if (!rc) rc = mm_room_candidate(m, n, &next, r);
+    if (!rc && next > n) rc = mm_log_cover(m, stop, r); /* all of it: nobody leases from a hole before the next segment */
     return rc ? rc : stand_ready(m, next, reserve, r);
 }
 
@@ -81,11 +93,8 @@ int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_
 int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r)
 {
     uint64_t n;
-    if (but != MM_NO_SEGMENT) { /* what is published has no hole in a segment that somebody may still lease from */
-        int full = mm_log_cover(m, (but + 1) << m->segment_shift, r);
-        if (full) return full;
-    }
     int rc = mm_room_candidate(m, but, &n, r);
+    if (!rc && but != MM_NO_SEGMENT && n > but) rc = mm_log_cover(m, (but + 1) << m->segment_shift, r); /* as above */
     if (!rc) rc = stand_ready(m, n, blocks * MM_BLOCK, r);
     return rc ? rc : mm_room_behind(m, n, (n << m->segment_shift) + MM_BLOCK + blocks * MM_BLOCK, purpose, r);
 }

@@ -14,7 +14,7 @@
 #define TO(state) (1u << (state))
 static const uint16_t transitions[MM_SEG_STATES] = {
     [MM_SEG_FREE] = TO(MM_SEG_PREPARING) | TO(MM_SEG_PUNCHING),
-    [MM_SEG_HOLE] = TO(MM_SEG_PREPARING),
+    [MM_SEG_HOLE] = TO(MM_SEG_PREPARING) | TO(MM_SEG_FREE),   /* FREE: it has bytes again, the reserve lies there (room.c) */
     [MM_SEG_PREPARING] = TO(MM_SEG_OPEN) | TO(MM_SEG_FREE) | TO(MM_SEG_EXTENT), /* FREE: no room, or its owner died; EXTENT: run.c */
     [MM_SEG_OPEN] = TO(MM_SEG_SEALED) | TO(MM_SEG_FREE),      /* FREE: never named as the open one, so nobody leased from it */
     [MM_SEG_SEALED] = TO(MM_SEG_CLAIMED),

@@ -18,7 +18,7 @@ WIDTH = 110
 TWINS = {"_face": ["results", "_portable_view", "_portable"], "_hot": ["results", "_portable_view", "_portable"]}
 GROUPS = {
     "Opening": ["open"],
-    "Handles": ["PageCache", "Tx"],
+    "Handles": ["PageCache", "Observer", "Tx"],
     "Results": ["PagePtr", "Materialized", "Free", "Unallocated", "Counter", "Meta", "View"],
     "Materializers": ["Materializer", "Append", "Add", "Max", "LastWriteWins", "Union"],
     "Errors": [],  # those that are left
@@ -26,12 +26,14 @@ GROUPS = {
     "Looking after": ["verify", "Report", "Problem", "salvage", "Salvaged", "backup", "Backup", "clean", "Cleaned"],
 }
 MODULES = ["failpoints", "event_log"]
-APART = {"Materializer", "_Numeric", "_Page", "_Valued"}  # what these give stands with one class, not with each
+# What these give stands with one class, not with each.
+APART = {"Materializer", "ReadOnlyPageCache", "_Numeric", "_Page", "_Valued"}
 MORE = {"Materialized": ["_Page"]}
 HEAD = """# API
 
 Made by `docs/make_api.py` from the docstrings; change those. Names are those of `mmpc` unless a heading says otherwise.
-What a handle inherits stands with the handle; all five results have the methods of `Materialized`.
+What a handle inherits stands with the handle, for an `Observer` with `PageCache`; all five results have the methods of
+`Materialized`.
 """
 
 Definition = ast.ClassDef | ast.FunctionDef

@@ -27,6 +27,7 @@ from .errors import (
     Unsupported,
 )
 from .materializer import Add, Append, LastWriteWins, Materializer, Max, Union
+from .observer import Observer
 from .pagecache import PageCache
 from .salvage import Salvaged, salvage
 from .tx import Tx
@@ -57,6 +58,7 @@ __all__ = [
     "Meta",
     "Metrics",
     "MmpcError",
+    "Observer",
     "PageCache",
     "PageFreed",
     "PageNotFound",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
     """TypeError: no int; ValueError: out of bounds."""
@@ -16,6 +18,16 @@ def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r} ({type(value).__name__})")
     return value
+
+
+def check_path(name: str, value: object) -> str:
+    """The path, absolute. TypeError: none; ValueError: it is empty, or no path can be so."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} must be a str, bytes or os.PathLike, not {value!r} ({type(value).__name__})")
+    path = os.fsdecode(value)
+    if not path or "\0" in path:
+        raise ValueError(f"{name} must be a path, not {path!r}; '.' is the current directory")
+    return os.path.abspath(path)
 
 
 def check_power(name: str, value: object, low: int, high: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import _compression, _files, _store
-from ._checks import check_bool, check_cleanup, check_int, check_power
+from ._checks import check_bool, check_cleanup, check_int, check_path, check_power
 from ._face import T
 from .materializer import Materializer, by_name
 from .observer import Observer
@@ -90,7 +90,7 @@ def open(
         raise TypeError("path may be None only with temporary=True")
     if path is None:
         path, create = _files.temporary_path(), True
-    where = os.path.abspath(os.fsdecode(path))
+    where = check_path("path", path)
     check_int("cache_capacity", cache_capacity, 0, 1 << 62)
     if mapped_capacity is not None:
         check_int("mapped_capacity", mapped_capacity, 4 << 20, 1 << 62)
@@ -122,12 +122,12 @@ def open(
         _compression.needed("use_compression=True was asked for")
         options.compression = compression_factor
     observes = read_only and not _files.may_write(where)
-    recorded = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG")
+    told = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG") or None
+    recorded = check_path("event_log", told) if told is not None else None
     if recorded and not observes:
         from . import event_log as events
 
-        directory = os.path.abspath(os.fsdecode(recorded))
-        return events.opened(directory, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
+        return events.opened(recorded, read_only, materializer, options, create, cache_capacity)  # type: ignore[no-any-return]
     make: type[PageCache[T]] = Observer if observes else ReadOnlyPageCache if read_only else PageCache
     return make(materializer, options, create, cache_capacity)
 

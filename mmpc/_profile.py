@@ -79,6 +79,8 @@ def profile(m: Metrics) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Also of a path that is no text, so that the exposition can be encoded."""
+    text = text.encode(errors="backslashreplace").decode()
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
@@ -91,9 +93,9 @@ def _family(name: str, kind: str, what: str, samples: list[str]) -> list[str]:
 
 
 def _bounds(unit: str) -> tuple[float, list[int]]:
-    """What one unit is in base units; values above which a bucket of ours begins: each doubling."""
+    """How many units a base unit is; values above which a bucket of ours begins: each doubling."""
     if unit == "ns":
-        return 1e-9, [1 << k for k in range(5, 37)]
+        return 1e9, [1 << k for k in range(5, 37)]
     return 1.0, [1 << k for k in range(0 if unit == "calls" else 3, 11 if unit == "calls" else 31)]
 
 
@@ -104,9 +106,9 @@ def _histogram(name: str, label: str, h: Histogram) -> Iterator[str]:
     for bound in bounds:
         while buckets and buckets[0][1] <= bound:
             seen += buckets.pop(0)[2]
-        yield f'{name}_bucket{{{label},le="{(bound - 1) * scale!r}"}} {seen}'
+        yield f'{name}_bucket{{{label},le="{(bound - 1) / scale!r}"}} {seen}'
     yield f'{name}_bucket{{{label},le="+Inf"}} {h.count}'
-    yield f"{name}_sum{{{label}}} {h.sum * scale!r}"
+    yield f"{name}_sum{{{label}}} {h.sum / scale!r}"
     yield f"{name}_count{{{label}}} {h.count}"
 
 

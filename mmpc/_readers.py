@@ -20,8 +20,10 @@ from ._layout import (
     CONTROL_SLOTS,
     CONTROL_TIMES,
     GLOBALS,
+    MASK32,
     MAX_SEGMENTS,
     PINS,
+    REST_RUN,
     RETIRED,
     SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
@@ -31,7 +33,7 @@ from ._layout import (
     TIME_SAMPLE,
     TIMES,
 )
-from ._volatile import read_control
+from ._volatile import OTHER_LAYOUT, read_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ class Reader:
         said = [f"slot {self.slot}: process {self.process}{'' if self.alive else ' (dead)'}"]
         said.append(f"attached for {_span(time.time() - self.since)}")
         if self.oldest is not None:
-            what = f"{self.pins} running calls or Tx" if self.pins else "a write under way"
+            calls = f"{self.pins} running call{'' if self.pins == 1 else 's'} or Tx"
+            what = calls if self.pins else "a write under way"
             said.append(f"{what}, the oldest since epoch {self.oldest}, at least {_span(self.held)} ago")
         if self.views:
             said.append(f"views of {len(self.views)} segments")
@@ -111,8 +114,8 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
     """Who has the store in `path` open, by slot; nobody, if it is closed. It needs to read the files, no more.
 
     A pin that is held for long, by a `Tx` that nobody ended or by a process that was stopped, delays the reuse of space
-    and of page ids; `delays` says how many bytes. Errors: FileNotFoundError (no store); IncompatibleStore;
-    CorruptionError (`control` is damaged).
+    and of page ids; `delays` says how many bytes. Errors: FileNotFoundError (no store); IncompatibleStore (another
+    format, or another version of mmpc has it open); CorruptionError (`control` is damaged).
     """
     where = os.path.abspath(os.fsdecode(path))
     config = _files.read_config(where)
@@ -127,9 +130,12 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
                 continue
         if "lock" not in fds:
             return []
-        if read_control(fds, config.uuid, _files.boot_id(), Findings()).of_this_boot:
+        judged = read_control(fds, config.uuid, _files.boot_id(), Findings())
+        if judged.known:
             return held(fds["control"], fds["lock"], config.segment_shift)
         if _locked(fds["lock"], 0, SLOTS):
+            if judged.of_this_boot:
+                raise errors.IncompatibleStore(f"{where!r}: {OTHER_LAYOUT}")
             said = f"{where!r} is open, and 'control' does not say by whom: it is damaged, or was replaced"
             raise errors.CorruptionError(said, file="control", offset=0)
         return []
@@ -153,8 +159,8 @@ def held(control: int, lock: int, shift: int) -> list[Reader]:
     for reader in found:
         _date(reader, samples)
         reader.delays = sum(
-            1 << shift
-            for number, since in retired
+            segments << shift
+            for number, segments, since in retired
             if number in reader.views or (reader.oldest is not None and since >= reader.oldest)
         )
     return found
@@ -178,13 +184,13 @@ def _locked(lock: int, slot: int, slots: int = 1) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def _retired(control: int) -> Iterator[tuple[int, int]]:
-    """(number, epoch) of the segments that are empty and not free yet."""
+def _retired(control: int) -> Iterator[tuple[int, int, int]]:
+    """(number, how many, epoch) of the segments that are empty and not free yet; those of a run go together."""
     count = min(_global(control, "segments"), MAX_SEGMENTS)
     data = _whole(os.pread(control, count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS), SEGMENT_ENTRY_SIZE)
     for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data)):
         if entry[0] & 15 == RETIRED:
-            yield number, entry[6]
+            yield number, entry[1] & MASK32 if entry[0] >> 28 & REST_RUN else 1, entry[6]
 
 
 def _date(reader: Reader, samples: list[tuple[int, int]]) -> None:

@@ -32,7 +32,7 @@ class Recording:
         handle: Any = self
         recorder.inside.verb = True
         try:
-            alone = handle.stats().slots == 1
+            alone = _alone(handle)
             recorder.write("state", when=when, alone=alone, state=state(self) if alone else {})
         finally:
             recorder.inside.verb = False
@@ -175,3 +175,11 @@ def _of_conflict(error: BaseException) -> dict[str, Any]:
     if hasattr(error, "applied"):
         said["keys"] = [_of_key(key) for key in error.applied]
     return said
+
+
+def _alone(handle: Any) -> bool:
+    """Nobody else who lives has the store open. The dead keep their slots for a while, and do nothing more."""
+    try:
+        return len([reader for reader in handle.stats().readers if reader.alive]) == 1
+    except (errors.MmpcError, OSError):
+        return False  # damaged, or removed: there is no state to write

@@ -49,6 +49,9 @@ _BOOT = slice(40, 104)  # of the identity
 TORN = "the next open makes `control` and `table` again from the log; what was not flushed may be lost"
 
 
+OTHER_LAYOUT = "another version of mmpc has the store open: its counters lie where this one does not know them"
+
+
 class Control:
     """The identity in `control`, judged: `of_this_boot` means that control and log are those that running processes
     use, or used; `known` that the words behind it are where this layout has them, too; `table_counts` that the table is

@@ -69,7 +69,8 @@ def _number(s: os.stat_result) -> tuple[int, int]:
 
 
 class Observer(ReadOnlyPageCache[T]):
-    """A `read_only` handle without write permission: it reads pages, and changes no byte of the store.
+    """The `PageCache` that `mmpc.open` gives for `read_only=True` without write permission: it reads pages, and changes
+    no byte of the store.
 
     `get`, `get_many`, `get_page_frags`, `get_page_rts`, `stable_lsn` and `stats` work, also while others write. It
     keeps no cache of values, and cannot hold anything in place: `view`, `begin` and `backup` raise Unsupported. A page

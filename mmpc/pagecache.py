@@ -8,7 +8,7 @@ import threading
 import weakref
 
 from . import _backup, _compression, _files, _maintenance, _snapshot, _store, _views, errors
-from ._checks import check_int
+from ._checks import check_int, check_path
 from ._face import Materialized, PagePtr, T, Verbs
 from ._meta import Collections
 from ._metrics import Measured
@@ -245,7 +245,7 @@ class PageCache(Measured, Verbs[T], Collections):
         StoreBusy (somebody else makes a backup there).
         """
         self._here()
-        where = os.path.abspath(os.fsdecode(dest))
+        where = check_path("dest", dest)
         return _backup.copy_store(self._attachment.mm, self._options.path, where, progress)
 
     # ---- space
@@ -407,6 +407,9 @@ class PageCache(Measured, Verbs[T], Collections):
 
         Idempotent, from any thread.  Calls of other threads that are inside finish; later ones raise Closed.
         The memory is unmapped when the last of them, the last open Tx and the last view have ended.
+
+        Errors: StoreFailed, DiskFullError: the last flush failed, so what was written since the one before may not
+        survive a loss of power. The handle is closed all the same.
         """
         with self._lock:
             if self._closed:
@@ -484,7 +487,7 @@ class PageCache(Measured, Verbs[T], Collections):
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
-        return f"<PageCache {self._options.path!r} {self._options.materializer}{state}>"
+        return f"<{type(self).__name__} {self._options.path!r} {self._options.materializer}{state}>"
 
     # ---- looking
 

@@ -34,8 +34,9 @@ class Tx:
     Made by `PageCache.begin()`; a context manager.  `ts` is its timestamp, a number of `generate_id`, drawn when the
     pin is held: unique and rising over all processes, restarts and crashes, among timestamps and ids alike.
     It isolates nothing: verbs called with it see and make the same changes as without.  A Tx that was open at a
-    fork belongs to the parent; in the child it raises `Closed`.  An open Tx delays reuse of space by others, never
-    their operations.
+    fork belongs to the parent; in the child it raises `Closed`.  One that outlives `close` of its handle goes on
+    holding what it holds until it ends, and no verb takes it any more.  An open Tx delays reuse of space by others,
+    never their operations.
     """
 
     __slots__ = ("_attachment", "_owner", "_pin", "ts")
@@ -88,6 +89,9 @@ class Tx:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Tx is not copied or pickled: it is a pin of one process; begin() another one")
 
     def __del__(self) -> None:
         if hasattr(self, "_pin"):

@@ -16,6 +16,7 @@ import pytest
 
 import mmpc
 from mmpc import _files, failpoints
+from mmpc.cli import gather
 from support.children import Children
 from support.mergers import Tally
 
@@ -315,6 +316,46 @@ def test_nothing_to_do(open_store: Open) -> None:
 def test_options_that_cannot_be(open_store: Open, name: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=name):
         open_store(**{name: value})
+
+
+def three_quarters(open_store: Open) -> Store:
+    """A store of forty segments and more, of each of which three quarters are live."""
+    pc = open_store(segment_size=SMALL, segment_cleanup_threshold=0.5, segment_cleanup_skew=0)
+    ids = []
+    while pc.stats().segments < 40:
+        ids += [pc.allocate(["x" * 960])[0] for _ in range(4)]
+    for pid in ids[::4]:
+        pc.free(pid, pc.get(pid).key)
+    pc.flush()
+    return pc
+
+
+def emptied(pc: Store, before: dict[int, int]) -> list[int]:
+    """Segments that had a life then which has ended."""
+    found = {s.number: s.generation for s in gather.Store(pc.path).segments(disk=False) if s.used}
+    return [number for number, generation in before.items() if found.get(number) != generation]
+
+
+def test_segments_below_the_threshold_are_emptied(open_store: Open) -> None:
+    pc = three_quarters(open_store)
+    before = {s.number: s.generation for s in gather.Store(pc.path).segments(disk=False) if s.state == "sealed"}
+    clean(pc)
+    assert len(emptied(pc, before)) <= 2  # those with the records of what was freed
+    clean(open_store(segment_cleanup_threshold=0.9, segment_cleanup_skew=0))
+    assert len(emptied(pc, before)) > 0.7 * len(before)
+    assert pc.stats().log_live > 0.85 * pc.stats().log_used
+
+
+def test_the_skew_is_for_the_beginning_of_the_log(open_store: Open) -> None:
+    """In the middle half of it is left, so three quarters are below the threshold in about the first half alone."""
+    pc = three_quarters(open_store)
+    before = {s.number: s.generation for s in gather.Store(pc.path).segments(disk=False) if s.state == "sealed"}
+    clean(pc)
+    clean(open_store(segment_cleanup_threshold=0.5, segment_cleanup_skew=50))
+    there = pc.stats().segments
+    gone = [number for number in emptied(pc, before) if number < 0.9 * there]
+    assert len(gone) > 0.2 * len(before)
+    assert max(gone) < 0.7 * there
 
 
 # ---- many processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -272,6 +273,9 @@ def test_a_store_that_another_version_has_open(open_store: Open, path: str) -> N
         assert refused("top", path, "--once") == (2, f"{path}: {gather.FOREIGN}")
         done = run("doctor", path)
         assert (done.returncode, f"{gather.FOREIGN}; close it there first" in done.stdout) == (1, True)
+        assert refused("readers", path) == (2, f"{path!r}: {gather.FOREIGN}")
+        with pytest.raises(mmpc.IncompatibleStore, match="another version of mmpc has the store open"):
+            mmpc.readers(path)
         status, said = refused("dump", path)
         assert (status, "other processes still have it open" in said) == (2, True)
     finally:
@@ -329,6 +333,39 @@ def test_segments(open_store: Open, path: str) -> None:
     text = sound("segments", path)
     assert len(text.splitlines()) == found["of"] + 2
     assert ESCAPE not in text
+
+
+def test_large_fragments_are_live(open_store: Open, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of a run mean other things: its live bytes were read as the id of its page, so all was garbage."""
+    pc = open_store(segment_size=SMALL)
+    fragment = os.urandom(3 * SMALL + 1000)
+    (pid, _key), (other, other_key) = pc.allocate(fragment), pc.allocate(fragment)
+    pc.flush()
+    with pc.begin():
+        pc.free(other, other_key)
+        pc.attempt_gc()
+        found = object_of("segments", path)["segments"]
+        (run,) = (page["run"] for page in object_of("page", path, str(pid))["records"])
+        of_run = found[run : run + 4]
+        assert {s["state"] for s in of_run} == {"extent"}
+        assert sum(s["live"] for s in of_run) == sum(s["taken"] for s in of_run) in range(len(fragment), 4 * SMALL)
+        waiting = [s for s in found if s["state"] == "retired"]
+        log = object_of("stat", path)["log"]
+        assert (len(waiting), log["waiting"]) == (4, 4 * SMALL)
+        assert mmpc.readers(path)[0].delays == 4 * SMALL
+        assert pc.stats().log_live - 1000 <= log["live"] <= pc.stats().log_live
+        assert log["share"] > 0.8
+    (record,) = object_of("page", path, str(pid), "--value", "--hex", "--bytes", "8")["records"]
+    assert (record["length"], record["decoded"], record["flags"]) == (32, len(fragment) + 5, ["extent"])
+    assert record["value"] == {"$bytes": base64.b64encode(fragment).decode()}
+    assert record["bytes"] == (b"\xc6" + len(fragment).to_bytes(4, "big") + fragment[:3]).hex()
+    assert f"\n  {record['begin']:#010x}  c6" in sound("page", path, str(pid), "--hex")
+    pc.close()
+    monkeypatch.setenv("MMPC_BOOT_ID", "another boot")
+    found = object_of("segments", path)["segments"]
+    assert [s["state"] for s in found[run : run + 4]] == ["extent"] * 4
+    assert object_of("stat", path)["log"]["live"] >= len(fragment)
+    assert object_of("page", path, str(pid), "--hex")["records"][0]["decoded"] == len(fragment) + 5
 
 
 def test_holes_take_nothing(open_store: Open, path: str) -> None:

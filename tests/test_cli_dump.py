@@ -90,6 +90,31 @@ def test_forms_that_people_meet() -> None:
     assert lines.written(ODD[5]) == {"$int": str(2**100)}
 
 
+def test_a_line_of_very_many_levels_is_damage(path: str, tmp_path: Path) -> None:
+    build(path, *CASES["append"])
+    head = sound("dump", path).splitlines(keepends=True)[0]
+    bad = head + '{"page":0,"fragments":' + "[" * 100_000 + "]" * 100_000 + "}\n"
+    status, said = refused("load", str(tmp_path / "again"), "-", data=bad.encode())
+    assert (status, "damaged in line 2: JSON of far more than 100 levels" in said) == (1, True)
+
+
+@pytest.mark.parametrize("levels", [99, 100, 101, 1000])
+def test_what_is_nested_deeply_comes_back(levels: int, path: str, tmp_path: Path) -> None:
+    """Programs that read JSON have limits; dump was one, from 500 levels on."""
+    value: Any = 7
+    mapped: Any = 7
+    for _ in range(levels):
+        value, mapped = [value], {"$": mapped}
+    with mmpc.open(path, mmpc.LastWriteWins(), create=True) as pc:
+        pids = [pc.allocate(each)[0] for each in (value, mapped)]
+    text = sound("dump", path)
+    assert ("$msgpack" in text) == (levels > 100)
+    sound("load", str(tmp_path / "again"), "-", data=text.encode())
+    assert sound("page", path, str(pids[0]), "--value")
+    with mmpc.open(tmp_path / "again", mmpc.LastWriteWins()) as pc:
+        assert [codec.encode(pc.get(pid).unwrap()) for pid in pids] == [codec.encode(value), codec.encode(mapped)]
+
+
 def test_random_values_come_back(seed: int) -> None:
     rng = random.Random(seed)
 
@@ -120,6 +145,8 @@ def test_random_values_come_back(seed: int) -> None:
         {"$array": {"dtype": "O", "shape": [1], "data": ""}},
         {"$array": {"dtype": "<i8", "shape": [3], "data": "AQAAAAAAAAA="}},
         {"$array": {"dtype": "<i8", "shape": "x", "data": "AQAAAAAAAAA="}},
+        {"$array": {"dtype": "<i8", "shape": [10**15], "data": ""}},
+        {"$array": {"dtype": "<i8", "shape": "x", "data": ""}},
         {"$array": {"shape": [1]}},
         {"$new": 1},
         {"$utf8": "a", "b": 1},

@@ -104,6 +104,49 @@ def test_top_of_a_store_that_failed(open_store: Open, path: str) -> None:
     assert line[0][0].startswith("a sync FAILED (Input/output error)")
 
 
+def busy(processes: int, times: int) -> dict[str, Any]:
+    """A look at a store where much is going on, with numbers as wide as they get."""
+    process = {"process": 4194303, "alive": True, "attached": 9e6, "operations": 1e7, "lag": 1, "held": 3e5, "pins": 1}
+    timed = {"count": 9e6, "every": 1, "p50": 1.23e-6, "p90": 1.23e-4, "p99": 0.123, "p999": 1.0}
+    rates = dict.fromkeys(("operations", "conflicts", "gets", "gets_cached"), 12_345_678)
+    others = dict.fromkeys(("written", "moved"), 999.4e6) | dict.fromkeys(("epoch", "durable", "pages"), 12_345_678)
+    counts = dict.fromkeys(("flushes", "flushes_shared", "reaped", "helped", "snapshots"), 123_456)
+    return {
+        **(rates | others | counts),
+        "seconds": 1.0,
+        "flush_seconds": 0.0123,
+        "cleaned": 123.4,
+        "failed": 0,
+        "log": {"taken": 2e9, "live": 1e9, "share": 0.5, "waiting": 16e6},
+        "latencies": [{"name": f"verb_{n}", **timed, "count": n} for n in range(times)],
+        "processes": [{"slot": n, **process, "views": 64, "delays": 9e8} for n in range(processes)],
+    }
+
+
+@pytest.mark.parametrize("times", [0, 3, 11])
+@pytest.mark.parametrize("processes", [0, 1, 12, 13, 1024])
+@pytest.mark.parametrize("lines", [24, 30, 43, 60])
+def test_a_look_fits_a_terminal(lines: int, processes: int, times: int) -> None:
+    """It took 98 columns and any number of lines: on a terminal of 80 x 24 the last ones could not be seen."""
+    found = top.blocks(busy(processes, times), [], 76, True, lines - 2)
+    assert sum(2 + len(block) for _name, block in found) <= lines - 2
+    assert all(len("".join(text for text, _style in line).rstrip()) <= 76 for _name, block in found for line in block)
+    *_others, (_title, rows) = found
+    shown = len(rows) - 1
+    assert shown >= min(processes, 4 if lines < 43 else 12)
+    if shown > 12 or shown < processes:
+        assert rows[-1][0][0] == f"and {processes - shown + 1} more"
+    if lines == 60:
+        assert sum(len(block) - 1 for name, block in found if name.startswith("latencies")) == times
+
+
+def test_of_latencies_the_frequent_ones_are_kept() -> None:
+    found = dict(top.blocks(busy(1, 11), [], 76, True, 28))
+    names = [line[0][0].split()[0] for line in found["latencies in this interval"][1:]]
+    assert names == [f"verb_{n}" for n in range(11 - len(names), 11)]
+    assert 0 < len(names) < 11
+
+
 def test_latencies_are_of_the_interval(open_store: Open, path: str) -> None:
     pc = open_store()
     pid, _key = pc.allocate(b"x")
@@ -271,6 +314,17 @@ def test_pictures(open_store: Open, path: str, tmp_path: Path, children: Childre
         assert "store: " in text
 
 
+def test_pictures_of_a_small_store(open_store: Open, path: str, tmp_path: Path) -> None:
+    """The axis of pages said 1, 1, 2, 2: halves of pages, rounded."""
+    pytest.importorskip("matplotlib")
+    open_store().close()
+    sound("viz", path, "--out", str(tmp_path / "out"))
+    texts = pictures(tmp_path / "out")
+    assert [text for text in texts["chains"].splitlines() if text.strip().isdigit()] == ["1", "1", "2"]
+    assert "store: 1 segment in use, opened in epoch 1 (now" in texts["age"]
+    assert "store: 1 segment of 8.4 MB" in texts["segments"]
+
+
 def test_pictures_that_are_asked_for(open_store: Open, path: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     open_store().close()
@@ -301,6 +355,27 @@ def test_depths_are_counted(open_store: Open, path: str) -> None:
     assert (looked, there) == (4, 12)
     assert depths is not None
     assert sum(depths.values()) <= 4
+
+
+def test_latencies_are_drawn_as_they_were(open_store: Open, path: str) -> None:
+    """What lies between two times that were seen was drawn as if it had been seen, too."""
+    pc = open_store()
+    pc.allocate(b"x")
+    pc.flush()
+    flush = gather.Latency(gather.metrics(path).histograms["flush"])  # type: ignore[union-attr]
+    flush.buckets, flush.count = [(1000, 1100, 3), (1100, 1200, 1), (5_000_000, 5_500_000, 4)], 8
+    edges, shares = viz._steps(flush)
+    assert edges == [1000 / 1e9, 1100 / 1e9, 1200 / 1e9, 5_000_000 / 1e9, 5_500_000 / 1e9]
+    assert shares == [37.5, 12.5, 0.0, 50.0]
+
+
+def test_a_map_of_very_many_segments_is_a_small_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    viz._matplotlib()
+    figure, axes = viz._figure("title", "below")
+    viz._cells(axes, [viz.FREE, viz.OPEN, viz.LIVE] * 40_000, 500)
+    figure.savefig(tmp_path / "map.svg")
+    assert (tmp_path / "map.svg").stat().st_size < 500_000
 
 
 def test_viz_without_matplotlib(open_store: Open, path: str, tmp_path: Path) -> None:

@@ -275,6 +275,27 @@ def test_who_is_not_alone_writes_no_state(path: str, log: str) -> None:
     assert [(s.when, s.alone) for s in states] == [("open", True), ("open", False), ("close", False), ("close", True)]
 
 
+def test_who_is_left_by_the_dead_alone_writes_a_state(
+    path: str, log: str, seed: int, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process has its slot until somebody needs it; no state was written beside one."""
+    rng, turns = random.Random(seed), 4
+    for turn in range(turns):
+        monkeypatch.setenv("MMPC_BOOT_ID", f"boot {turn // 2}")
+        with mmpc.open(path, mmpc.Append(), create=True, segment_size=1 << 16) as pc:
+            busy(pc, rng)
+            dying = children.start(worker, path, turn, 1_000_000)
+            while pc.stats().slots < 2:
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.02)
+            dying.kill()
+            busy(pc, rng)
+    pairs = event_log.read(log).restarts()
+    assert len(pairs) == turns - 1
+    for before, after in pairs:
+        assert event_log.differences(before.state, after.state) == []
+
+
 # ---- a run of several processes
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import mmpc
+from mmpc.cli import gather
 from support import loss, work
 from support.children import Child, Children, Gate
 from support.looks import live
@@ -332,6 +333,35 @@ def test_processes_that_flush_at_once_share_syncs_and_lose_nothing_flushed(
 
             children.run(look)
             assert made < sum(last + 1 for last in covered.values()), "no two flushes shared a sync"
+
+
+def test_flushes_that_another_ones_sync_answered_are_counted(path: str, children: Children) -> None:
+    """The word was there, stat and top showed it, and nobody raised it."""
+
+    def figures() -> dict[str, Any]:
+        found: dict[str, Any] = gather.figures(path)["flushes"]
+        return found
+
+    def flush(pc: Store, gate: Gate) -> None:
+        gate.wait()
+        pid, _ = pc.allocate(b"")
+        while figures()["shared"] < 10:
+            pc.append(pid, b"x")
+            pc.flush()
+
+    with mmpc.open(path, mmpc.Append(), create=True) as pc:
+        of_creation = figures()["syncs"]
+        for _ in range(20):
+            pc.append(pc.allocate(b"")[0], b"x")
+            pc.flush()
+        assert (figures()["syncs"], figures()["shared"]) == (of_creation + 20, 0)
+        gate = Gate()
+        crowd = [children.start(flush, pc, gate) for _ in range(3)]
+        gate.open()
+        for child in crowd:
+            child.result()
+        calls = pc.metrics().counters["flushes"]
+        assert 0 < calls - figures()["syncs"] <= figures()["shared"]
 
 
 # ---- whom they wait for

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mmpc
+from mmpc._native import ffi, lib
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "format.md").read_text()
@@ -39,6 +40,20 @@ STRUCTS = [
 
 
 SIZES = ("BUCKETS", "COUNTERS", "HISTOGRAMS", "SLOTS")  # that the fingerprint of metrics begins with
+
+# ---- the checksum
+
+
+def test_the_checksum_is_crc32c_at_every_length_and_place(seed: int) -> None:
+    """Short tails, and long ones, which are summed three stripes at a time."""
+    rng = random.Random(seed)
+    data = rng.randbytes(10_000)
+    lengths = [*range(34), *(3072 * k + d for k in (1, 2, 3) for d in (-1, 0, 1, 13)), rng.randrange(9000)]
+    for length in lengths:
+        at, start = rng.randrange(700), rng.getrandbits(32)
+        found = lib.mm_crc32c(start, ffi.from_buffer(data)[at : at + length], length)
+        assert found == crc(data[at : at + length], start), (length, at)
+
 
 # ---- the page, as data
 

@@ -557,6 +557,18 @@ def check_histogram(family: str, samples: dict[tuple[str, ...], float]) -> None:
         assert (f"{family}_sum", store) in samples
 
 
+def test_prometheus_is_text_whatever_the_path_is(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    with mmpc.open(path, mmpc.Append(), create=True) as pc:
+        pc.allocate(b"x")
+        text = mmpc.prometheus(pc)
+    assert f'mmpc_allocates_total{{store="{tmp_path}/\\\\udcff"}} 1\n' in text
+    text.encode()
+    bounds = re.findall(r'mmpc_allocate_seconds_bucket.*le="([^+"]+)"', text)
+    assert [round(float(b) * 1e9) for b in bounds] == [2**k - 1 for k in range(5, 37)]
+    assert bounds[1] == "6.3e-08"
+
+
 def test_prometheus(open_store: Open, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     pc = open_store()

@@ -104,6 +104,17 @@ def test_a_store_is_a_directory_for_its_owner_alone(path: str) -> None:
     }
 
 
+@pytest.mark.parametrize("nothing", ["", b""])
+def test_an_empty_path_is_not_the_current_directory(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, nothing: Any
+) -> None:
+    """It was, so a program with a setting that nobody had set made a store wherever it happened to be."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="path must be a path, not ''"):
+        mmpc.open(nothing, mmpc.Append(), create=True)
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_existing_empty_directory_becomes_a_store_and_parents_are_made(tmp_path: Any) -> None:
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o755)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_a_flag_is_a_bool(path: str, name: str) -> None:
         with pytest.raises(TypeError, match=f"{name} must be True or False, not {wrong!r}"):
             mmpc.open(path, mmpc.Append(), **{name: wrong})
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("name", ["path", "event_log", "dest"])
+def test_a_path_is_named_when_it_is_none(path: str, name: str) -> None:
+    """The error said what is a path, and not which option is not."""
+    with mmpc.open(path, mmpc.Append(), create=True) as pc:
+        for wrong, error in ((5, TypeError), ("", ValueError), (b"", ValueError), ("a\0b", ValueError)):
+            with pytest.raises(error, match=f"^{name} must be .*, not {re.escape(repr(wrong).lstrip('b'))}"):
+                if name == "dest":
+                    pc.backup(wrong)  # type: ignore[arg-type]
+                else:
+                    mmpc.open(**{"path": path, "materializer": mmpc.Append(), name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])

@@ -489,3 +489,21 @@ def test_threads_that_share_a_handle_read_what_is_there(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("merger", [mmpc.LastWriteWins, mmpc.Append, Tally])
+def test_values_that_just_fit_the_buffer_of_a_read_and_do_not(open_store: Open, merger: Any) -> None:
+    """A page of one record that is longer than the buffer is looked at once, with room for it."""
+    pc = open_store(merger())
+    for size in (16_000, *range(16_374, 16_388), 20_000, 70_000):
+        value: Any = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+        value, more = ([value], [b"more"]) if merger is Tally else (value, b"more")
+        pid, _ = pc.allocate(value)
+        assert pc.get(pid).unwrap() == value, size
+        pc._drop(pid)
+        assert pc.get(pid).unwrap() == value, size
+        pc.append(pid, more)
+        both = more if merger is mmpc.LastWriteWins else value + more
+        assert pc.get(pid).unwrap() == both
+        pc._drop(pid)
+        assert pc.get(pid).unwrap() == both

@@ -69,7 +69,7 @@ IMPORTS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": LOW
     | {"__init__", "demo", "pagecache", "salvage", "verify", "_files", "_findings", "_lasting", "_layout", "_log"}
-    | {"_intents", "_metrics", "_readers", "_store", "_visit", "_volatile"},
+    | {"_extent", "_intents", "_metrics", "_readers", "_store", "_visit", "_volatile"},
     "demo": {"__init__"},  # a program like any other: the public names only
 }
 

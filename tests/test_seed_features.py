@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import mmpc
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "seed-features.md").read_text()
 SECTIONS = 23
@@ -33,6 +35,31 @@ def test_every_section_has_rows() -> None:
 def test_every_row_names_a_test_or_a_reason() -> None:
     wrong = [row for row in rows() if len(row) != 3 or not all(row) or (row[2] == NONE and "gone" not in row[1])]
     assert wrong == []
+
+
+# Section 19 of the seed's features.
+METRICS = (
+    "advance_snapshot tree_set tree_get tree_del tree_cas tree_scan tree_reverse_scan tree_merge tree_start "
+    "tree_traverse page_in rewrite_page replace_page link_page merge_page page_out pull serialize deserialize compress "
+    "decompress make_stable assign_offset assign_spinloop reserve_lat reserve_sz reserve_current_condvar_wait "
+    "reserve_written_condvar_wait write_to_log written_bytes read accountant_lock accountant_hold accountant_next "
+    "accountant_mark_link accountant_mark_replace accountant_bump_tip tree_child_split_attempt tree_loops "
+    "log_reservations log_reservation_attempts"
+)
+
+
+def test_every_metric_of_the_seed_has_a_counterpart_or_a_reason() -> None:
+    """docs/design.md has them in a table; those of ours that it names exist."""
+    from mmpc._metrics import described
+
+    design = (ROOT / "docs" / "design.md").read_text()
+    table = design.partition("| seed (`M`) | here |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    cells = [re.split(r" *\| *", line.strip("| "), maxsplit=1) for line in table]
+    patterns = [name.replace("*", r"\w+") for there, _here in cells for name in re.findall(r"`([\w*]+)`", there)]
+    assert [m for m in METRICS.split() if not any(re.fullmatch(p, m) for p in patterns)] == []
+    with mmpc.open(None, mmpc.Append(), temporary=True) as pc:
+        ours = {*pc.metrics().histograms, *(name for name, _what in described("counters"))}
+    assert {name for _there, here in cells for name in re.findall(r"`(\w+)`", here)} <= ours
 
 
 def test_every_test_that_is_named_exists() -> None:

@@ -282,9 +282,9 @@ def test_snapshots_of_any_moment_of_concurrent_writes_change_nothing(
         writers = [children.start(random_writer, path, rng.random(), out) for _ in range(3)]
         os.read(read, 3)
         takers = [children.start(take, 0.02 + rng.random() * 0.3) for _ in range(3)]
-        for _ in range(6):
+        while len(os.listdir(kept)) < 6:  # others remove older ones before they are copied; the test has a watchdog
             time.sleep(rng.random() * 0.04)
-            name = f"snapshot-{keeper.snapshot():016x}"
+            keeper.snapshot()
             for name in loss.snapshots(path):
                 try:
                     shutil.copy(os.path.join(path, name), kept)
@@ -314,7 +314,7 @@ def test_snapshots_of_any_moment_of_concurrent_writes_change_nothing(
         assert found == without, f"{name} of {names}"
         used += f"beside {name}" in line
         shutil.rmtree(copy)
-    assert used == len(names) >= 3
+    assert used == len(names) >= 6
 
 
 # ---- they change nothing

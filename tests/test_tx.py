@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +92,35 @@ def test_a_tx_of_another_handle_is_refused_by_every_verb(open_store: Open) -> No
             with pytest.raises((mmpc.Closed, ValueError)):
                 verb()
     assert mine.get(pid).unwrap() == [0]
+
+
+def test_a_tx_that_outlives_its_handle_holds_and_is_refused(open_store: Open, path: str) -> None:
+    pc = open_store()
+    pid, _ = pc.allocate([0])
+    tx = pc.begin()
+    pc.close()
+    another = open_store()
+    for handle, said in ((pc, "this handle is closed"), (another, "another handle")):
+        for verb in use_of(another, pid, tx) if handle is another else [lambda: pc.get(pid, tx), lambda: pc.begin()]:
+            with pytest.raises(mmpc.Closed, match=said):
+                verb()
+    assert [reader.pins for reader in mmpc.readers(path)] == [1, 0]
+    tx.close()
+    tx.close()
+    with pytest.raises(mmpc.Closed, match="this Tx has ended"), tx:
+        pass
+    assert [reader.pins for reader in mmpc.readers(path)] == [0]
+    assert another.get(pid).unwrap() == [0]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_tx_is_not_copied(store: Store, copied: Callable[[mmpc.Tx], Any]) -> None:
+    """A copy had the pin of its original, and took it away when it was forgotten."""
+    with store.begin() as tx:
+        with pytest.raises(TypeError, match="a Tx is not copied or pickled"):
+            copied(tx)
+        gc.collect()
+        assert store.stats().readers[0].pins == 1
 
 
 def test_ending_a_tx_twice_is_harmless_to_others(store: Store) -> None:

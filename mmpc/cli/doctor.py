@@ -408,8 +408,7 @@ def _running(store: gather.Store) -> Iterator[Finding]:
         )
     yield from _dirty(store)
     segments = store.segments(disk=False)
-    used = [s for s in segments if s.used]
-    taken, live = sum(s.taken or 0 for s in used), sum(s.live for s in used)
+    taken, live = gather.filled(segments)
     if taken > 64 << 20 and live < taken / 3:
         yield Finding(
             WARNING,

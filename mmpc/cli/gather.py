@@ -12,6 +12,7 @@ import os
 import time
 
 from .. import _files, _metrics, _readers, errors
+from .._extent import run_at
 from .._findings import Findings
 from .._intents import Intents
 from .._lasting import Config, read_marks
@@ -27,6 +28,7 @@ from .._layout import (
     LAYOUT_VERSION,
     MASK32,
     MAX_SEGMENTS,
+    REST_RUN,
     SEGMENT_ENTRY,
     SEGMENT_ENTRY_SIZE,
     SLOT_COUNTS,
@@ -35,21 +37,24 @@ from .._layout import (
     SLOTS,
     SNAPSHOT_ENTRY,
     SNAPSHOT_HEADER,
+    SNAPSHOT_RUN,
     STATES,
     WRITTEN_ALWAYS,
 )
 from .._log import segment_at
-from .._volatile import Control, read_control
+from .._volatile import OTHER_LAYOUT, Control, read_control
 from . import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 _NAMES = ("control", "table", "log", "ids", "rts", "marks", "lock")
 UNKNOWN = "unknown"
-FOREIGN = "another version of mmpc has the store open: its counters lie where this one does not know them"
+FOREIGN = OTHER_LAYOUT
 _TRIES, _PAUSE = 5, 0.05
+_USED = ("open", "sealed", "claimed", "extent")
 
 
 class Segment:
@@ -57,8 +62,9 @@ class Segment:
 
     `state` is a name of STATES; of a store that must be recovered first, "sealed" for one with a header that holds.
     `taken`: bytes that leases took, or None if that is not known; `live`: bytes in records that are reachable, about;
-    `disk`: bytes of it that are no hole in the file. `opened` and `written` are epochs: when it was opened, and when
-    its last finished lease ended (None: not known).
+    of a run, which holds one large payload, both are what lies in this segment of it. `disk`: bytes of it that are no
+    hole in the file. `opened` and `written` are epochs: when it was opened, and when its last finished lease ended
+    (None: not known).
     """
 
     __slots__ = ("disk", "generation", "live", "number", "opened", "size", "state", "taken", "written")
@@ -72,7 +78,7 @@ class Segment:
     @property
     def used(self) -> bool:
         """It holds records that are needed, as far as anybody knows; a retired one holds none."""
-        return self.state in ("open", "sealed", "claimed", "extent")
+        return self.state in _USED
 
     @property
     def share(self) -> float | None:
@@ -215,34 +221,47 @@ class Store:
     def _entries(self) -> list[Segment]:
         count = min(self.word("segments"), MAX_SEGMENTS)
         data = os.pread(self.fds["control"], count * SEGMENT_ENTRY_SIZE, CONTROL_SEGMENTS)
-        found = []
-        for number in range(len(data) // SEGMENT_ENTRY_SIZE):
-            word, fill, live, _salt, opened, written, _since, _looked = SEGMENT_ENTRY.unpack_from(
-                data, number * SEGMENT_ENTRY_SIZE
-            )
+        found, runs = [], []
+        for number, entry in enumerate(SEGMENT_ENTRY.iter_unpack(data)):
+            word, fill, live, _salt, opened, written, _since, looked = entry
             state, generation = word & 15, word >> 4 & 0xFFFFFF
             s = Segment(number, STATES[state] if state < len(STATES) else UNKNOWN, generation, 1 << self.shift)
-            if state in IN_USE or s.state == "extent":
-                s.taken = (fill & MASK32) * BLOCK if fill >> 32 == generation else 0
+            taken = fill & MASK32 if fill >> 32 == generation else 0
+            if word >> 28 & REST_RUN and s.state in ("extent", "retired"):
+                runs.append((s, taken, looked, opened))
+            elif state in IN_USE:
+                s.taken = taken * BLOCK
                 s.live = live if live < 1 << 63 else 0  # it is a sum of what many add and take away
                 s.opened, s.written = opened, written if written != WRITTEN_ALWAYS else None
             found.append(s)
+        for first, segments, size, opened in runs:
+            _lay(first, found[first.number : first.number + segments], size, opened)
         return found
 
     def _headers(self) -> list[Segment]:
-        """Of a store that must be recovered first."""
+        """Of a store that must be recovered first. Runs are those that the newest snapshot knows: whether a later one
+        is in use is for the records to say.
+        """
         log, found, snapshot = self.fds.get("log"), [], self.snapshot(entries=True)
         size = os.fstat(log).st_size if log is not None else 0
-        live = {n: b for n, (_word, b) in enumerate(snapshot.entries)} if snapshot is not None else {}
+        entries = snapshot.entries if snapshot is not None else []
+        live = {n: b for n, (_word, b) in enumerate(entries)}
+        words, runs = {n: word for n, (word, _b) in enumerate(entries)}, []
         for number in range((size + (1 << self.shift) - 1) >> self.shift):
             assert log is not None
-            header = segment_at(os.pread(log, BLOCK, number << self.shift), number, self.config.uuid)
+            block = os.pread(log, BLOCK, number << self.shift)
+            header, run = segment_at(block, number, self.config.uuid), run_at(block, number, self.config.uuid)
             state = "free" if header is None else "retired" if header.retired else "sealed"
             s = Segment(number, state, header.generation if header is not None else 0, 1 << self.shift)
             if header is not None:
                 s.taken, s.opened = None, header.epoch
                 s.live = live.get(number, 0)
+            elif run is not None and words.get(number, 0) == run.generation << 32 | SNAPSHOT_RUN:
+                runs.append((s, run))
             found.append(s)
+        for first, run in runs:
+            for s in found[first.number : first.number + run.segments]:
+                s.state, s.generation, s.taken, s.opened, s.live = "extent", run.generation, None, run.epoch, s.size
         return found
 
     def snapshot(self, entries: bool = False) -> Snapshot | None:
@@ -267,6 +286,23 @@ class Store:
             finally:
                 os.close(fd)
         return None
+
+
+def _lay(first: Segment, run: list[Segment], size: int, opened: int) -> None:
+    """Says of each segment of a run what it holds of the payload; the first one is retired before the others."""
+    for k, s in enumerate(run):
+        if s.state not in ("extent", first.state):
+            continue  # read a moment apart
+        s.state, s.opened = first.state, opened
+        s.taken = max(0, min(s.size, size - k * s.size))
+        s.live = s.taken if s.used else 0
+
+
+def filled(segments: Iterable[Segment]) -> tuple[int, int]:
+    """(bytes taken of the segments in use, bytes live in them); one of which the first is not known counts whole."""
+    used = [s for s in segments if s.used]
+    taken = sum(s.taken if s.taken is not None else s.size for s in used)
+    return taken, min(taken, sum(s.live for s in used))  # what is live is known about
 
 
 def read_config(path: str) -> _files.Config:
@@ -349,15 +385,12 @@ def _bytes(store: Store) -> dict[str, Any]:
 
 def _log(store: Store) -> dict[str, Any]:
     segments = store.segments(disk=False)
-    used = [s for s in segments if s.used]
-    taken, live = sum(s.taken or 0 for s in used), sum(s.live for s in used)
-    if store.current:
-        live = min(live, taken)  # what is live is known about
+    taken, live = filled(segments)
     return {
         "segments": {name: sum(s.state == name for s in segments) for name in STATES},
         "taken": taken if store.current else None,
         "live": live,
-        "share": live / taken if taken else None,
+        "share": live / taken if taken and store.current else None,
         "waiting": sum(s.size for s in segments if s.state == "retired"),
         "written": store.word("log_taken"),
         "cleaned": store.word("cleaned"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
+DEEPEST = 100  # containers in each other; programs that read JSON have limits
 EXACT = 1 << 53  # below it every JSON reader keeps an integer
 _INT128 = bytes((0xD8, codec.EXT_INT128))
 _DOUBLE = struct.Struct(">d")
@@ -44,7 +45,7 @@ def written(payload: bytes) -> Any:
     try:
         value = codec.decode(payload)
         if codec.encode(value) == payload:
-            return _form(value)
+            return _form(value, DEEPEST)
     except (errors.CorruptionError, errors.FragmentTypeError, Unwritable):
         pass
     return {"$msgpack": _text(payload)}
@@ -69,7 +70,8 @@ def read(form: Any) -> bytes:
 # ---- from values to JSON
 
 
-def _form(value: Any) -> Any:
+def _form(value: Any, levels: int) -> Any:
+    """`levels`: so many containers may lie in each other."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
@@ -78,12 +80,14 @@ def _form(value: Any) -> Any:
         return value if math.isfinite(value) else {"$float": _DOUBLE.pack(value).hex()}
     if isinstance(value, bytes):
         return _bytes_form(value)
+    if isinstance(value, (list, dict)) and not levels:
+        raise Unwritable(f"more than {DEEPEST} levels")
     if isinstance(value, list):
-        return [_form(item) for item in value]
+        return [_form(item, levels - 1) for item in value]
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {key: _form(item) for key, item in value.items()}
-        return {"$map": [[_form(key), _form(item)] for key, item in value.items()]}
+            return {key: _form(item, levels - 1) for key, item in value.items()}
+        return {"$map": [[_form(key, levels - 1), _form(item, levels - 1)] for key, item in value.items()]}
     if type(value).__name__ == "ndarray":
         return {"$array": {"dtype": value.dtype.str, "shape": list(value.shape), "data": _text(value.tobytes())}}
     raise Unwritable(type(value).__name__)
@@ -140,9 +144,18 @@ def _array(dtype: Any, shape: Any, data: bytes) -> Any:
     import numpy as np
 
     try:
-        return np.frombuffer(data, np.dtype(dtype)).reshape(shape) if data else np.empty(shape, np.dtype(dtype))
-    except TypeError as e:
+        return np.frombuffer(data, np.dtype(dtype)).reshape(shape) if data else _nothing(dtype, shape)
+    except (TypeError, OverflowError) as e:
         raise ValueError(f"an array of dtype {dtype!r} and shape {shape!r}: {e}") from None
+
+
+def _nothing(dtype: Any, shape: Any) -> Any:
+    """An array of no bytes: one of its lengths is 0, or it is of a type that has none."""
+    import numpy as np
+
+    if math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ValueError(f"an array of shape {shape!r} has data")
+    return np.empty(shape, np.dtype(dtype))
 
 
 def _data(text: Any) -> bytes:

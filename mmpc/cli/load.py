@@ -116,6 +116,8 @@ class Load:
             found = json.loads(data)
         except ValueError as e:
             raise self._broken(f"no JSON: {e}") from None
+        except RecursionError:
+            raise self._broken(f"JSON of far more than {lines.DEEPEST} levels") from None
         if not isinstance(found, dict):
             raise self._broken("not a JSON object")
         return data, found

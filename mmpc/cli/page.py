@@ -10,6 +10,7 @@ from .._layout import (
     ADDRESS_BITS,
     ADDRESS_MASK,
     BASE,
+    BLOCK,
     COMPRESSED,
     DELTA,
     EXTENT,
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"), (COMPRESSED, "compressed"))
+COLUMNS = (
+    *("address", "segment", "state", "kind", "depth", "wts", "place"),
+    *("colour", "bytes", "decoded", "run", "tag", "flags", "committed", "durable"),
+)
 _KINDS = {BASE: "base", DELTA: "delta", FREE: "free"}
+_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"), (COMPRESSED, "compressed"))
 _TRIES = 100  # against writers that change the page all the time
 
 
@@ -45,8 +50,9 @@ def add(commands: Any) -> None:
         "the chain of one page: every record, where it lies, whether it is durable",
         "Shows the head word of a page and the records that it leads to, newest first: address, segment, kind,\n"
         "depth, version (wts and place), colour (the epoch of the write), bytes as they are stored and of the\n"
-        "fragment (decoded), its class (tag), and whether each is committed and durable. In a store that nobody\n"
-        "has opened since the machine started, the whole log is read for it.",
+        "fragment (decoded), first segment of the run that a large one lies in, its class (tag), and whether each\n"
+        "is committed and durable. In a store that nobody has opened since the machine started, the whole log is\n"
+        "read for it.",
         "python -m mmpc page /var/lib/things 4711 --value",
         "0 shown, also if the page is free or was never allocated, 1 the chain is damaged, 2 it could not be read",
     )
@@ -157,17 +163,18 @@ def _described(
             "colour": record.colour,
             "length": record.length,
             "decoded": _decoded(log, record),
+            "run": log.extent(record).address >> store.shift if record.shape & EXTENT else None,
             "flags": [name for bit, name in _FLAGS if record.shape & bit],
             "tag": record.tag,
             "committed": committed,
             "durable": committed and record.colour <= durable,
         }
-        if options.value or options.hex:
-            if options.value and record.kind != FREE:
-                found["value"] = lines.written(log.payload(record))
-            if options.hex:
-                payload = log.read(record.address + RECORD.size, record.length)
-                found["bytes"] = payload[: options.bytes].hex()
+        if options.value and record.kind != FREE:
+            found["value"] = lines.written(log.payload(record))
+        if options.hex:
+            begin, length = _stored(log, record)
+            found["begin"], found["bytes"] = begin, log.read(begin, min(options.bytes, length)).hex()
+            found["more"] = max(0, length - options.bytes)
         records.append(found)
     return {
         "path": store.path,
@@ -186,11 +193,17 @@ def _described(
     }
 
 
+def _stored(log: Log, record: Record) -> tuple[int, int]:
+    """Where the fragment lies, compressed or not, and its bytes there."""
+    if record.shape & EXTENT:
+        extent = log.extent(record)
+        return extent.address + BLOCK, int(extent.length)
+    return record.address + RECORD.size, record.length
+
+
 def _decoded(log: Log, record: Record) -> int:
     """Bytes of the fragment, as it is encoded."""
-    if record.shape & COMPRESSED:
-        return len(log.payload(record))
-    return int(log.extent(record).length) if record.shape & EXTENT else record.length
+    return len(log.payload(record)) if record.shape & COMPRESSED else _stored(log, record)[1]
 
 
 def _state(pid: int, chain: list[Record]) -> str:
@@ -209,60 +222,33 @@ def _text(found: dict[str, Any]) -> str:
         )
     elif head is None:
         said.append("nobody has opened the store since the machine started: this is what a recovery would find")
-    columns = (
-        "address",
-        "segment",
-        "state",
-        "kind",
-        "depth",
-        "wts",
-        "place",
-        "colour",
-        "bytes",
-        "decoded",
-        "tag",
-        "flags",
-        "committed",
-        "durable",
-    )
     rows = [_row(r) for r in found["records"]]
     if rows:
-        said.append(show.table(columns, rows))
+        said.append(show.table(COLUMNS, rows))
     for r in found["records"]:
         if "value" in r:
             said.append(f"{r['address']:#x}: {json.dumps(r['value'], ensure_ascii=False)}")
         if "bytes" in r:
-            said.append(_dumped(r["address"] + RECORD.size, bytes.fromhex(r["bytes"]), r["length"]))
+            said.append(_dumped(r["begin"], bytes.fromhex(r["bytes"]), r["more"]))
     if found["damage"]:
         said.append(found["damage"])
     return "\n".join(said)
 
 
 def _row(r: dict[str, Any]) -> tuple[object, ...]:
-    yes = {True: "yes", False: "no"}
-    names = (
-        r["address"],
-        r["segment"],
-        r["segment_state"],
-        r["kind"],
-        r["depth"],
-        r["wts"],
-        r["place"],
-        r["colour"],
-        r["length"],
-        r["decoded"],
-        r["tag"],
-    )
-    return f"{names[0]:#x}", *names[1:], ",".join(r["flags"]), yes[r["committed"]], yes[r["durable"]]
+    yes, run = {True: "yes", False: "no"}, "-" if r["run"] is None else r["run"]
+    of_log = (f"{r['address']:#x}", r["segment"], r["segment_state"])
+    of_record = (r["kind"], r["depth"], r["wts"], r["place"], r["colour"], r["length"], r["decoded"], run, r["tag"])
+    return *of_log, *of_record, ",".join(r["flags"]), yes[r["committed"]], yes[r["durable"]]
 
 
-def _dumped(address: int, data: bytes, length: int) -> str:
+def _dumped(address: int, data: bytes, more: int) -> str:
     """Sixteen bytes a line, with those that are printable ASCII beside."""
     said = []
     for at in range(0, len(data), 16):
         part = data[at : at + 16]
         text = "".join(chr(b) if 32 <= b < 127 else "." for b in part)
         said.append(f"  {address + at:#010x}  {part.hex(' '):<47}  {text}")
-    if length > len(data):
-        said.append(f"  ... {length - len(data)} more bytes")
+    if more:
+        said.append(f"  ... {more} more bytes")
     return "\n".join(said)

@@ -39,6 +39,11 @@ def number(n: float) -> str:
     return f"{n:,.0f}".replace(",", " ")
 
 
+def count(n: int, thing: str) -> str:
+    """So many things: `1 segment`, `12 345 segments`."""
+    return f"{number(n)} {thing}{'' if n == 1 else 's'}"
+
+
 def share(part: float, whole: float) -> str:
     """A percentage, or `-` of nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -88,7 +88,7 @@ def _log(log: dict[str, Any]) -> Iterator[tuple[str, str]]:
     waiting = f"; {show.size(log['waiting'])} more is empty and waits for readers" if log["waiting"] else ""
     part = f"{show.size(log['live'])} of {show.size(log['taken'])} ({show.share(log['live'], log['taken'])})"
     yield "live", f"{part}{waiting}"
-    cleaning = f"{show.number(log['cleaned'])} segments emptied, {show.size(log['moved'])} moved for that"
+    cleaning = f"{show.count(log['cleaned'], 'segment')} emptied, {show.size(log['moved'])} moved for that"
     yield "cleaning", f"{cleaning}; {show.size(log['written'])} ever written"
 
 
@@ -103,7 +103,7 @@ def _durability(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "durable", f"{dirty}; epoch {epoch['now']}, durable {epoch['durable']}, {epoch['lag']} behind"
     took = f", about {show.brief(flushes['seconds'])} each" if flushes["seconds"] else ""
     shared = f"{show.number(flushes['shared'])} more were answered by another's"
-    yield "flushes", f"{show.number(flushes['syncs'])} syncs{took}; {shared}"
+    yield "flushes", f"{show.count(flushes['syncs'], 'sync')}{took}; {shared}"
 
 
 def _processes(p: dict[str, int]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .gather import filled
 from .show import FILLS, PLAIN_FILLS
 
 TYPE_CHECKING = False
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from .gather import Segment
 
 GAUGE = 10
-LEGEND = "blocks: live share of a segment; . free, _ a hole, o open, x waits for readers or is being emptied"
+LEGEND = "blocks: live share; . free, _ a hole, o open, x emptied or waits for readers"
 
 
 def style(share: float) -> str:
@@ -27,8 +28,8 @@ def cell(group: list[Segment], full: bool) -> tuple[str, str]:
         return ("_", "dim") if states <= {"hole"} else (".", "dim")
     if states <= {"open"}:
         return "o", "blue"
-    taken, live = sum(s.taken if s.taken is not None else s.size for s in used), sum(s.live for s in used)
-    share = min(1.0, live / taken) if taken else 0.0
+    taken, live = filled(used)
+    share = live / taken if taken else 0.0
     return fill(share, full), style(share)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Block = tuple[str, list[Line]]
 
 WIDTH, STRIP_ROWS, MOST_PROCESSES = 100, 4, 12
+FRAME = 2  # lines around each block
 
 
 def add(commands: Any) -> None:
@@ -82,8 +83,7 @@ def _looks(path: str, interval: float, count: int | None) -> Iterator[tuple[gath
 
 def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str, Any]:
     """One look as an object: rates per second, as docs/cli.md lists them."""
-    used = [s for s in after.segments if s.used]
-    taken, live = sum(s.taken or 0 for s in used), sum(s.live for s in used)
+    taken, live = gather.filled(after.segments)
     return {
         "path": path,
         "seconds": after.time - before.time,
@@ -104,7 +104,7 @@ def figures(path: str, before: gather.Moment, after: gather.Moment) -> dict[str,
         "durable": after.stable,
         "failed": after.globals["failed"],
         "pages": after.globals["max_pid"],
-        "log": {"taken": taken, "live": min(live, taken), "share": min(1.0, live / taken) if taken else None}
+        "log": {"taken": taken, "live": live, "share": live / taken if taken else None}
         | {"waiting": sum(s.size for s in after.segments if s.state == "retired")},
         "latencies": [t.as_dict() for t in after.latencies(before)],
         "segments": [{"number": s.number, "state": s.state, "share": s.share} for s in after.segments],
@@ -128,10 +128,22 @@ def _process(r: Any, before: gather.Moment, after: gather.Moment) -> dict[str, A
     }
 
 
-def blocks(f: dict[str, Any], segments: list[gather.Segment], width: int, full: bool) -> list[Block]:
-    """One look as blocks of lines."""
-    timed = [_latencies(f)] if f["latencies"] else []
-    return [("activity", _activity(f)), *timed, _strip(f, segments, width, full), _processes(f)]
+def blocks(
+    f: dict[str, Any], segments: list[gather.Segment], width: int, full: bool, height: int | None = None
+) -> list[Block]:
+    """One look as blocks of lines. `height`: lines that there are room for, with two for each block; where that is too
+    few, processes that do least and latencies of what is rare are left out.
+    """
+    activity, segment_strip = ("activity", _activity(f)), _strip(f, segments, width, full)
+    processes, times = min(MOST_PROCESSES, len(f["processes"])), len(f["latencies"])
+    if height is not None:
+        room = height - sum(FRAME + len(lines) for _name, lines in (activity, segment_strip)) - FRAME - 1
+        if processes + (processes < len(f["processes"])) > room:
+            processes = max(1, room - 1)
+        room -= processes + (processes < len(f["processes"]))
+        times = min(times, max(0, room - FRAME - 1))
+    timed = [_latencies(f, times)] if times else []
+    return [activity, *timed, segment_strip, _processes(f, processes)]
 
 
 def _activity(f: dict[str, Any]) -> list[Line]:
@@ -163,13 +175,13 @@ def _activity(f: dict[str, Any]) -> list[Line]:
             ("behind", str(lag), "yellow" if lag > 1 else "green"),
         ),
         _pairs(
-            ("cleaning", f"{f['cleaned']:.1f} segments/s", "bold" if f["cleaned"] else ""),
+            ("cleaning", f"{f['cleaned']:.1f} segs/s", "bold" if f["cleaned"] else ""),
             ("moved", f"{show.size(f['moved'])}/s", ""),
             ("snapshots", show.number(f["snapshots"]), ""),
         ),
         _pairs(
             ("kills healed", show.number(f["reaped"]), "magenta" if f["reaped"] else ""),
-            ("finished for others", show.number(f["helped"]), ""),
+            ("helped others", show.number(f["helped"]), ""),
             ("page ids", show.number(f["pages"]), ""),
         ),
     ]
@@ -184,10 +196,12 @@ def _gets(f: dict[str, Any]) -> list[Line]:
     return [_pairs(("gets", f"{show.number(f['gets'])}/s", "bold green"), ("from the cache", hits, ""))]
 
 
-def _latencies(f: dict[str, Any]) -> Block:
+def _latencies(f: dict[str, Any], most: int) -> Block:
+    """Of what was done most often, in the order in which it is given."""
+    often = sorted(f["latencies"], key=lambda t: -t["count"])[:most]
     head = f"{'':>10} {'calls':>12} {'median':>9} {'p90':>9} {'p99':>9} {'p99.9':>9}"
     lines: list[Line] = [[(head, "dim")]]
-    for t in f["latencies"]:
+    for t in (t for t in f["latencies"] if t in often):
         rate = f"{show.number(t['count'] / f['seconds'])}/s"
         times = [show.brief(t[name]) for name in ("p50", "p90", "p99", "p999")]
         lines.append(
@@ -197,10 +211,10 @@ def _latencies(f: dict[str, Any]) -> Block:
 
 
 def _pairs(*pairs: tuple[str, str, str]) -> Line:
-    """Three names and values, in columns."""
+    """Three names and values, in columns that a terminal of 80 has room for."""
     line: Line = []
-    for name, value, style in pairs:
-        line += [(f"{name:>13} " if line == [] else f"{name:>20} ", "dim"), (value.ljust(14), style)]
+    for (name, value, style), width in zip(pairs, (12, 14, 9), strict=False):
+        line += [(f"{name:>{width}} ", "dim"), (value.ljust(12), style)]
     return line
 
 
@@ -211,25 +225,25 @@ def _strip(f: dict[str, Any], segments: list[gather.Segment], width: int, full: 
     live = f"{show.size(log['live'])} live of {show.size(log['taken'])} ({show.share(log['live'], log['taken'])})"
     live += f", {show.size(log['waiting'])} empty waits for readers" if log["waiting"] else ""
     legend: Line = [(strip.LEGEND, "dim")]
-    return f"{len(segments)} segments{group}: {live}", [*([(c, s) for c, s in line] for line in lines), legend]
+    title = f"{show.count(len(segments), 'segment')}{group}: {live}"
+    return title, [*([(c, s) for c, s in line] for line in lines), legend]
 
 
-def _processes(f: dict[str, Any]) -> Block:
+def _processes(f: dict[str, Any], most: int) -> Block:
     rows = sorted(f["processes"], key=lambda p: (p["alive"], -p["lag"], -p["operations"], p["slot"]))
     head = f"{'slot':>5} {'process':>8} {'attached':>10} {'published':>12} {'lag':>7} {'held':>9}"
     head += f" {'views':>6} {'delays':>10}"
     lines: list[Line] = [[(head, "dim")]]
-    for p in rows[:MOST_PROCESSES]:
+    for p in rows[:most]:
         style = "red" if not p["alive"] else "yellow" if p["held"] > 10 else ""
         lag = f"{p['lag']}" if p["pins"] or p["lag"] else "-"
         held = show.span(p["held"]) if p["held"] else "-"
         delays = show.size(p["delays"]) if p["delays"] else "-"
-        rate = f"{show.number(p['operations'])}/s"
+        rate = f"{show.number(p['operations'])}/s" if p["alive"] else "dead"
         text = f"{p['slot']:>5} {p['process']:>8} {show.span(p['attached']):>10} {rate:>12} {lag:>7} {held:>9}"
-        dead = "" if p["alive"] else "  dead, to be reaped"
-        lines.append([(f"{text} {p['views']:>6} {delays:>10}{dead}", style)])
-    if len(rows) > MOST_PROCESSES:
-        lines.append([(f"and {len(rows) - MOST_PROCESSES} more", "dim")])
+        lines.append([(f"{text} {p['views']:>6} {delays:>10}", style)])
+    if len(rows) > most:
+        lines.append([(f"and {len(rows) - most} more", "dim")])
     alive = sum(p["alive"] for p in f["processes"])
     return f"{alive} process{'' if alive == 1 else 'es'}; lag in epochs behind the newest", lines
 
@@ -245,9 +259,11 @@ def _plain(path: str, looks: Iterator[tuple[gather.Moment, gather.Moment]], once
     coloured, full = show.colours(sys.stdout), show.unicode(sys.stdout)
     clear = sys.stdout.isatty() and not once and os.environ.get("TERM") != "dumb"
     for before, after in looks:
-        width = shutil.get_terminal_size((WIDTH, 24)).columns - 2 if sys.stdout.isatty() else WIDTH
+        terminal = shutil.get_terminal_size((WIDTH, 24))
+        width = terminal.columns - 2 if sys.stdout.isatty() else WIDTH
+        height = terminal.lines - 2 if clear else None
         lines = [_title(path)]
-        for name, block in blocks(figures(path, before, after), after.segments, max(20, width), full):
+        for name, block in blocks(figures(path, before, after), after.segments, max(20, width), full, height):
             lines += [show.line([(name, "bold")], coloured), *(" " + show.line(line, coloured) for line in block)]
         print(("\033[H\033[2J" if clear else "") + "\n".join(line.rstrip() for line in lines), flush=True)
 
@@ -265,18 +281,18 @@ def _rich() -> Any:
         console = Console()
         with Live(console=console, screen=True, auto_refresh=False) as live:
             for before, after in looks:
-                live.update(screen(path, before, after, console.width, not console.legacy_windows), refresh=True)
+                live.update(screen(path, before, after, console.width, console.height), refresh=True)
 
     return run
 
 
-def screen(path: str, before: gather.Moment, after: gather.Moment, width: int, full: bool) -> Any:
+def screen(path: str, before: gather.Moment, after: gather.Moment, width: int, height: int) -> Any:
     """One look as something that rich draws."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    found = blocks(figures(path, before, after), after.segments, max(20, width - 4), full)
+    found = blocks(figures(path, before, after), after.segments, max(20, width - 4), True, height - 2)
     panels = []
     for name, block in found:
         text = Text("\n").join(Text.assemble(*[(part, style) for part, style in line if part]) for line in block)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LIVE, GARBAGE, FREE, OPEN, LEAVING = "#2a7f9e", "#d98032", "#e6e6e6", "#5b4b9a", "#b5476d"
 INK, FAINT = "#222222", "#777777"
+MOST_SQUARES = 5000
 _NAMES = ("segments", "age", "time", "chains", "latencies")
 _LINES = ("#2a7f9e", "#d98032", "#5b4b9a", "#5a8f3c", "#b5476d", "#8a6d3b")
 
@@ -145,23 +146,18 @@ def _segments(options: argparse.Namespace) -> Any:
         return "the log has no segments yet"
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
-    columns = max(8, min(64, round((len(found) * 2.2) ** 0.5)))
+    columns = max(8, round((len(found) * 2.2) ** 0.5))
     rows = -(-len(found) // columns)
-    used = [s for s in found if s.used]
-    taken, live = sum(s.taken if s.taken is not None else s.size for s in used), sum(s.live for s in used)
-    said = f"{_named(options.path)}: {len(found)} segments of {show.size(found[0].size)}; "
+    taken, live = gather.filled(found)
+    said = f"{_named(options.path)}: {show.count(len(found), 'segment')} of {show.size(found[0].size)}; "
     said += f"{show.size(live)} live of {show.size(taken)} in use"
     if not current:
         said += "; live as the newest snapshot says"
-    figure, axes = _figure(
-        "Segments of the log, by live share", said, height=min(9.0, max(2.6, 1.7 + 5.6 * rows / columns))
-    )
+    figure, axes = _figure("Segments of the log, by live share", said, height=max(2.6, 1.8 + 7.0 * rows / columns))
     colours = LinearSegmentedColormap.from_list("live", [GARBAGE, "#f2d9b0", "#9cc9d6", LIVE])
-    for i, s in enumerate(found):
-        colour = _colour(s, colours)
-        axes.add_patch(Rectangle((i % columns, i // columns), 0.92, 0.92, facecolor=colour, linewidth=0))
+    _cells(axes, [_colour(s, colours) for s in found], columns)
     axes.set_xlim(-0.1, columns)
     axes.set_ylim(rows, -0.1)
     axes.set_aspect("equal", anchor="NW")
@@ -175,7 +171,7 @@ def _segments(options: argparse.Namespace) -> Any:
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.03, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.03, pad=0.02, panchor=False)
     bar.set_label("live share")
     bar.ax.yaxis.set_major_formatter(lambda x, _pos: f"{100 * x:.0f} %")
     bar.outline.set_visible(False)
@@ -189,6 +185,21 @@ def _segments(options: argparse.Namespace) -> Any:
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _cells(axes: Any, colours: list[Any], columns: int) -> None:
+    """A square for each; of very many a grid of pixels, which stays small as a file."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    if len(colours) <= MOST_SQUARES:
+        for i, colour in enumerate(colours):
+            axes.add_patch(Rectangle((i % columns, i // columns), 0.92, 0.92, facecolor=colour, linewidth=0))
+        return
+    rows = -(-len(colours) // columns)
+    pixels = [to_rgba(colour) for colour in colours] + [to_rgba("white")] * (rows * columns - len(colours))
+    grid = [pixels[i : i + columns] for i in range(0, len(pixels), columns)]
+    axes.imshow(grid, interpolation="nearest", extent=(0, columns, rows, 0))
 
 
 def _colour(s: gather.Segment, colours: Callable[[float], Any]) -> Any:
@@ -214,13 +225,14 @@ def _age(options: argparse.Namespace) -> Any:
     if not current:
         return "how much of each segment was taken is known once the store was opened on this machine"
     groups = _grouped(used, 60)
-    length, unit = _unit(max(sum(s.taken or 0 for s in g) for g in groups))
-    live = [sum(s.live for s in g) / length for g in groups]
-    waste = [sum(max(0, (s.taken or 0) - s.live) for s in g) / length for g in groups]
-    total, most = sum(s.live for s in used), sum(s.taken or 0 for s in used)
+    bars = [gather.filled(g) for g in groups]
+    length, unit = _unit(max(taken for taken, _live in bars))
+    live, waste = [live / length for _taken, live in bars], [(taken - live) / length for taken, live in bars]
+    most, total = gather.filled(used)
     each = f"{len(groups[0])} segments a bar, " if len(groups) < len(used) else ""
-    said = f"{_named(options.path)}: {len(used)} segments in use, {each}opened in epochs {used[0].opened} to "
-    said += f"{used[-1].opened} (now {epoch}); {show.share(total, most)} live"
+    since = f"{used[0].opened} to {used[-1].opened}" if used[0].opened != used[-1].opened else f"{used[0].opened}"
+    said = f"{_named(options.path)}: {show.count(len(used), 'segment')} in use, {each}opened in epoch {since} "
+    said += f"(now {epoch}); {show.share(total, most)} live"
     figure, axes = _figure("Live data and garbage, from the oldest segments to the newest", said)
     places = range(len(groups))
     axes.bar(places, live, width=0.9, color=LIVE, label="live")
@@ -270,12 +282,8 @@ def _sampled(path: str, length: float) -> Iterator[tuple[float, int, int, int, f
     now, done = first, False
     with show.Bar("watching", "s") as bar:
         while True:
-            used = [s for s in now.segments if s.used]
-            taken = sum(s.taken or 0 for s in used)
-            live, empty = (
-                min(taken, sum(s.live for s in used)),
-                sum(s.size for s in now.segments if s.state == "retired"),
-            )
+            taken, live = gather.filled(now.segments)
+            empty = sum(s.size for s in now.segments if s.state == "retired")
             yield now.time - first.time, live, taken, empty, now.operations(first)
             bar(round(now.time - first.time), round(length))
             if done:
@@ -306,6 +314,8 @@ def _chains(options: argparse.Namespace) -> Any:
     axes.set_yscale("log" if max(depths.values()) > 200 * min(depths.values()) else "linear")
     axes.set_xlim(0.2, max(depths) + 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(lambda x, _pos: show.number(x) if x >= 1 else "")
     if axes.get_yscale() == "log":
         axes.set_ylim(bottom=0.7)
@@ -365,8 +375,7 @@ def _latencies(options: argparse.Namespace) -> Any:
         label = (
             f"{t.name}: {show.brief(t.percentile(50))}, {show.brief(t.percentile(99))} ({show.number(t.count)} calls)"
         )
-        edges = [max(low, 1) / 1e9 for low, _high, _n in t.buckets] + [t.buckets[-1][1] / 1e9]
-        shares = [100 * n / t.count for _low, _high, n in t.buckets]
+        edges, shares = _steps(t)
         axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
         axes.stairs(shares, edges, color=colour, alpha=0.12, fill=True)
     axes.set_xscale("log")
@@ -378,3 +387,15 @@ def _latencies(options: argparse.Namespace) -> Any:
     axes.set_ylabel("calls in each step")
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _steps(t: gather.Latency) -> tuple[list[float], list[float]]:
+    """Edges of steps in seconds, and the percentage in each; where nothing was seen there is a step of 0."""
+    edges, shares = [max(t.buckets[0][0], 1) / 1e9], list[float]()
+    for low, high, n in t.buckets:
+        if low / 1e9 > edges[-1]:
+            edges.append(low / 1e9)
+            shares.append(0.0)
+        edges.append(high / 1e9)
+        shares.append(100 * n / t.count)
+    return edges, shares

@@ -154,10 +154,10 @@ MUTANTS = [
         (
             (
                 "lease.c",
-                "        if (rc == MM_SPACE) rc = move_on(",
+                "        if (rc == MM_SPACE || below) rc = move_on(",
                 "        for (uint64_t i = 0; rc == MM_SPACE && i < at_load_acquire(&m->g->segments); i++)\n"
                 "            while (mm_segword_state(at_load_acquire(&m->segments[i].word)) == MM_SEG_PREPARING) { }\n"
-                "        if (rc == MM_SPACE) rc = move_on(",
+                "        if (rc == MM_SPACE || below) rc = move_on(",
             ),
         ),
         (("stop", "new-segment"),),
