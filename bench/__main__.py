@@ -34,7 +34,7 @@ from .report import file_system, machine, question_result, table
 
 QUESTIONS = ("hit", "append", "cold", "scaling", "counter", "startup", "batch", "verbs", "readers")
 QUESTIONS += ("durable", "recovery", "space", "views", "memory", "coldchain", "ids", "metrics")
-QUESTIONS += ("commands", "nometrics")
+QUESTIONS += ("commands", "compression", "nometrics")
 BY_NAME = ("nometrics",)  # only where it is named: it compiles the C core
 HANGS = 900.0  # seconds after which a question is ended, with every thread's stack
 MEMORY = ("tmpfs", "ramfs")

@@ -75,7 +75,7 @@ static uint64_t write_group(mm *m, const group *g)
     at = mm_group_record(m, g->pid, at, 0, shape, mm_version_moved(g->base_version), colour, g->payload);
     for (uint32_t i = 1; i <= n; i++) {
         const mm_view *v = &g->since.at[n - i];
-        uint8_t flags = (uint8_t)((i < n ? MM_FLAG_INNER : 0) | (mm_shape_flags(v->shape) & MM_FLAG_EXTENT));
+        uint8_t flags = (uint8_t)((i < n ? MM_FLAG_INNER : 0) | (mm_shape_flags(v->shape) & MM_FLAGS_OF_PAYLOAD));
         shape = mm_shape(mm_shape_length(v->shape), (uint8_t)(i + 1), MM_KIND_DELTA, flags, mm_shape_tag(v->shape), i < n ? 0 : (uint8_t)n);
         uint64_t here = at;
         at = mm_group_record(m, g->pid, here, last, shape, mm_version_moved(v->version), colour, v->payload);
@@ -163,7 +163,7 @@ static int consolidate_large(mm *m, group *g, mm_run *run, mm_result *r)
 {
     g->payload = (const uint8_t *)&run->extent;
     g->length = sizeof run->extent;
-    g->flags = MM_FLAG_EXTENT;
+    g->flags |= MM_FLAG_EXTENT;
     int rc = mm_guarded(m, r, consolidate, g);
     mm_run_done(m, run, rc);
     return rc;
@@ -171,14 +171,20 @@ static int consolidate_large(mm *m, group *g, mm_run *run, mm_result *r)
 
 int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r)
 {
+    uint8_t tag = m->merge_kind && length <= mm_limit(m) ? mm_merge_class((int)m->merge_kind, payload, length) : 0;
+    return mm_consolidate_payload(m, pid, base_wts, payload, length, tag, 0, r);
+}
+
+/* tag: of the fragment that the payload is, or stands for (flags). */
+int mm_consolidate_payload(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, uint8_t tag, uint8_t flags, mm_result *r)
+{
     mm_run run;
-    group g = { .pid = pid, .base_wts = base_wts, .payload = payload, .length = length };
+    group g = { .pid = pid, .base_wts = base_wts, .payload = payload, .length = length, .tag = tag, .flags = flags };
     memset(r, 0, sizeof *r);
     r->key.pid = pid;
     r->length = mm_limit(m);
     if (length > r->length) return MM_TOOBIG;
-    if (m->merge_kind) g.tag = mm_merge_class((int)m->merge_kind, payload, length);
-    if (m->merge_kind && !g.tag) return MM_TYPE;
+    if ((tag != 0) != (m->merge_kind != 0)) return MM_TYPE;
     if (length <= mm_inline_limit(m, MM_KIND_BASE)) return mm_guarded(m, r, consolidate, &g);
     int rc = mm_run_write(m, pid, payload, length, &run, r);
     return rc ? rc : consolidate_large(m, &g, &run, r);
@@ -206,11 +212,13 @@ static int find_chain(mm *m, merging *w, mm_result *r)
     if (rc) return rc;
     if (mm_shape_kind(v.shape) != MM_KIND_DELTA) return MM_CONFLICT;
     rc = mm_walk(m, w->g.pid, &v, 0, c, r);
-    if (!rc) rc = mm_chain_open(m, c, true, r);
+    if (!rc) rc = mm_chain_open(m, c, false, r);
     for (uint32_t i = 0; !rc && i < c->count; i++) w->spans[c->count - 1 - i] = (mm_span){ c->at[i].body, c->at[i].length };
     w->g.base_wts = mm_version_wts(v.version);
-    if (!rc) w->bound = mm_merge_bound((int)m->merge_kind, w->spans, c->count);
-    return rc;
+    if (rc) return rc;
+    w->bound = mm_merge_bound((int)m->merge_kind, w->spans, c->count);
+    if (c->compressed || (m->config.compress_from && w->bound >= m->config.compress_from)) return MM_COMPRESSED;
+    return mm_chain_open(m, c, true, r);
 }
 
 static int merge_to(mm *m, merging *w, uint8_t *out, mm_result *r)

@@ -49,6 +49,8 @@ typedef struct hot_verbs { /* a handle */
     hot_state *state; /* of `module`, which keeps it alive */
     PyObject *module, *pack, *unpack, *merge, *size_of; /* size_of may be NULL */
     PyObject *owner;  /* of `m`, for what outlives the handle */
+    PyObject *compress, *decompress; /* of mmpc._compression; compress is NULL where writes do not */
+    uint64_t compress_from; /* bytes; all ones where writes do not */
     mm_objects objects;
     int kind;         /* enum mm_merge_kind */
     int last;         /* size rule: the size of a value is that of its largest fragment */
@@ -97,10 +99,18 @@ typedef struct hot_payload {
     uint64_t n;
     PyObject *owner; /* holds p, or NULL */
     uint8_t *heap;   /* is p, or NULL */
+    uint32_t tag;    /* of one that is compressed: the class of what it was */
+    int compressed;
     uint8_t small[HOT_SMALL];
 } hot_payload;
 int hot_encode(hot_verbs *self, PyObject *fragment, hot_payload *out); /* 0, or -1 and an exception */
 void hot_payload_clear(hot_payload *p);
+/* Makes a frame of it, if this handle does that and it gains anything: 0, or -1 and an exception.  The payload is to be cleared in any case. */
+int hot_compress_now(hot_verbs *self, hot_payload *payload);
+static inline int hot_compress(hot_verbs *self, hot_payload *payload)
+{
+    return __builtin_expect(payload->n >= self->compress_from, 0) ? hot_compress_now(self, payload) : 0;
+}
 /* One value; `source`, if not NULL, is a bytes object with exactly these bytes. */
 PyObject *hot_decode(hot_verbs *self, const uint8_t *p, uint64_t n, PyObject *source);
 /* An array of `count` fragments as a list. */
@@ -135,6 +145,17 @@ PyObject *hot_get(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyOb
 PyObject *hot_get_many(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *hot_get_page_frags(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *hot_consolidate(hot_verbs *self, PyObject *pid);
+typedef struct hot_buffer {
+    mm_result r;
+    const uint8_t *p;  /* r.length bytes */
+    PyObject *source;  /* exactly these bytes as an object, or NULL */
+    PyObject *holder;  /* keeps p, or NULL: p is `scratch` */
+    uint8_t scratch[HOT_SCRATCH];
+} hot_buffer;
+/* mm_read, with what is compressed decompressed: a status of the core, or -1 and an exception.  The caller gives b->holder back. */
+int hot_read_page(hot_verbs *self, mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b);
+/* Merges a chain of about `bytes`, native materializers only: in C, or, where it is compressed or to be compressed, here.  The same answers. */
+int hot_merge_chain(hot_verbs *self, mm *m, uint64_t pid, uint64_t bytes, mm_result *r);
 
 /* hot_cache.c: the object cache with references; each of these may run destructors. */
 typedef struct hot_known { /* what a read goes on from; all 0: nothing */
@@ -155,8 +176,6 @@ PyObject *hot_allocate(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs,
 PyObject *hot_link(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *hot_replace(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
-/* Merges a chain of about `bytes` in C. */
-int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r);
 
 /* hot_ids.c */
 PyObject *hot_generate_id(hot_verbs *self, PyObject *unused);

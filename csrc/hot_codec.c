@@ -185,6 +185,7 @@ int hot_encode(hot_verbs *self, PyObject *fragment, hot_payload *out)
 {
     out->owner = NULL;
     out->heap = NULL;
+    out->compressed = 0;
     if (PyBytes_CheckExact(fragment)) {
         char *p;
         Py_ssize_t n;
@@ -203,6 +204,45 @@ void hot_payload_clear(hot_payload *p)
 {
     Py_XDECREF(p->owner);
     PyMem_Free(p->heap);
+}
+
+/* What `compress` is given is an object of its own: it outlives the payload where a traceback keeps it. */
+static PyObject *plain_bytes(const hot_payload *p)
+{
+    char *whole;
+    Py_ssize_t n;
+    if (p->owner && PyBytes_AsStringAndSize(p->owner, &whole, &n) == 0 && (const uint8_t *)whole == p->p && (uint64_t)n == p->n) {
+        Py_INCREF(p->owner);
+        return p->owner;
+    }
+    PyErr_Clear();
+    return PyBytes_FromStringAndSize((const char *)p->p, (Py_ssize_t)p->n);
+}
+
+int hot_compress_now(hot_verbs *self, hot_payload *payload)
+{
+    uint32_t tag = self->kind ? mm_merge_class(self->kind, payload->p, payload->n) : 0;
+    PyObject *call = self->compress, *plain, *frame = NULL;
+    if (!call || (self->kind && !tag)) return 0; /* the core says what is wrong with it */
+    Py_INCREF(call);
+    if ((plain = plain_bytes(payload))) frame = PyObject_CallFunctionObjArgs(call, plain, NULL);
+    Py_DECREF(call);
+    Py_XDECREF(plain);
+    if (!frame) return -1;
+    char *p;
+    Py_ssize_t n;
+    if (frame == Py_None || PyBytes_AsStringAndSize(frame, &p, &n) < 0) { /* it would not be smaller */
+        Py_DECREF(frame);
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    hot_payload_clear(payload);
+    payload->owner = frame;
+    payload->heap = NULL;
+    payload->p = (const uint8_t *)p;
+    payload->n = (uint64_t)n;
+    payload->tag = tag;
+    payload->compressed = 1;
+    return 0;
 }
 
 /* ---- decoding ----------------------------------------------------------------------------------------------------- */

@@ -5,14 +5,6 @@
  */
 #include "hot.h"
 
-typedef struct hot_buffer {
-    mm_result r;
-    const uint8_t *p;  /* r.length bytes */
-    PyObject *source;  /* exactly these bytes as an object, or NULL */
-    PyObject *holder;  /* keeps p, or NULL: p is `scratch` */
-    uint8_t scratch[HOT_SCRATCH];
-} hot_buffer;
-
 /* ---- one call of the core ------------------------------------------------------------------------------------------ */
 
 static int read_large(mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b)
@@ -30,22 +22,47 @@ static int read_large(mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *
     } else
         status = mm_read(m, pid, known, how, p, room, &b->r);
     b->p = p;
-    b->source = status == MM_OK && b->r.length == room ? b->holder : NULL;
+    b->source = (status == MM_OK || status == MM_COMPRESSED) && b->r.length == room ? b->holder : NULL;
     return status;
 }
 
-/* A status of the core, or -1 and an exception. */
-static int read_page(mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b)
+/* The fragments as they are stored become what mm_read gives otherwise, by self->decompress(pid, stored, merged). */
+__attribute__((noinline)) static int decompress(hot_verbs *self, uint64_t pid, hot_buffer *b)
+{
+    char *p;
+    Py_ssize_t n;
+    PyObject *call = self->decompress, *body = NULL;
+    if (!call) return hot_closed(self);
+    Py_INCREF(call);
+    PyObject *stored = b->source ? b->source : PyBytes_FromStringAndSize((const char *)b->p, (Py_ssize_t)b->r.length);
+    if (b->source) b->holder = NULL; /* it is `stored` */
+    Py_CLEAR(b->holder);
+    b->source = NULL;
+    if (stored) body = PyObject_CallFunction(call, "KOi", (unsigned long long)pid, stored, (int)b->r.merged);
+    Py_XDECREF(stored);
+    Py_DECREF(call);
+    if (!body || PyBytes_AsStringAndSize(body, &p, &n) < 0) {
+        Py_XDECREF(body);
+        return -1;
+    }
+    b->source = b->holder = body;
+    b->p = (const uint8_t *)p;
+    b->r.length = (uint64_t)n;
+    b->r.cost = mm_merge_cost(b->p, b->r.length);
+    return MM_OK;
+}
+
+int hot_read_page(hot_verbs *self, mm *m, uint64_t pid, uint64_t known, int how, hot_buffer *b)
 {
     b->r = (mm_result){0};
     b->source = b->holder = NULL;
     b->p = b->scratch;
     int status = mm_read(m, pid, known, how, b->scratch, HOT_SCRATCH, &b->r);
     while (status == MM_SPACE) status = read_large(m, pid, known, how, b);
-    return status;
+    return status == MM_COMPRESSED ? decompress(self, pid, b) : status;
 }
 
-int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r)
+static int merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r)
 {
     int status;
     if (bytes > HOT_LONG_MERGE) {
@@ -57,15 +74,52 @@ int hot_merge_native(mm *m, uint64_t pid, uint64_t bytes, mm_result *r)
     return status;
 }
 
+static int consolidate(mm *m, uint64_t pid, uint64_t wts, const hot_payload *payload, mm_result *r)
+{
+    mm_key key = { .pid = pid, .wts = wts };
+    if (payload->compressed) return mm_write_compressed(m, MM_WRITE_CONSOLIDATE, &key, payload->tag, payload->p, payload->n, r);
+    return mm_consolidate(m, pid, wts, payload->p, payload->n, r);
+}
+
 static int merge_packed(mm *m, uint64_t pid, uint64_t wts, const hot_payload *payload, mm_result *r)
 {
     int status;
     if (payload->n > HOT_LONG_MERGE) {
         Py_BEGIN_ALLOW_THREADS
-        status = mm_consolidate(m, pid, wts, payload->p, payload->n, r);
+        status = consolidate(m, pid, wts, payload, r);
         Py_END_ALLOW_THREADS
     } else
-        status = mm_consolidate(m, pid, wts, payload->p, payload->n, r);
+        status = consolidate(m, pid, wts, payload, r);
+    return status;
+}
+
+/* What was read, merged already, as the base of the page. */
+static int publish_merged(hot_verbs *self, uint64_t pid, hot_buffer *b, mm_result *r)
+{
+    hot_payload payload;
+    payload.p = b->p;
+    payload.n = b->r.length;
+    payload.owner = b->holder;
+    payload.heap = NULL;
+    payload.compressed = 0;
+    b->holder = NULL; /* the payload's now */
+    int status = hot_compress(self, &payload);
+    mm *m = self->m;
+    if (!status) status = m ? merge_packed(m, pid, b->r.key.wts, &payload, r) : MM_CLOSED;
+    hot_payload_clear(&payload);
+    return status;
+}
+
+int hot_merge_chain(hot_verbs *self, mm *m, uint64_t pid, uint64_t bytes, mm_result *r)
+{
+    hot_buffer b;
+    int status = merge_native(m, pid, bytes, r);
+    if (status != MM_COMPRESSED) return status;
+    if (!(m = self->m)) return MM_CLOSED;
+    status = hot_read_page(self, m, pid, 0, MM_READ_TO_MERGE, &b);
+    *r = b.r;
+    if (status == MM_OK) status = b.r.kind == HOT_KIND_FREE ? MM_FREED : b.r.depth < 2 ? MM_CONFLICT : publish_merged(self, pid, &b, r);
+    Py_XDECREF(b.holder);
     return status;
 }
 
@@ -162,8 +216,9 @@ static int publish_value(hot_verbs *self, uint64_t pid, uint64_t wts, PyObject *
 {
     hot_payload payload;
     if (hot_encode(self, value, &payload) < 0) return -1;
+    int status = hot_compress(self, &payload);
     mm *m = self->m;
-    int status = m ? merge_packed(m, pid, wts, &payload, r) : MM_CLOSED;
+    if (!status) status = m ? merge_packed(m, pid, wts, &payload, r) : MM_CLOSED;
     hot_payload_clear(&payload);
     return status;
 }
@@ -175,7 +230,7 @@ static int tidy(hot_verbs *self, mm_result *r, PyObject *value)
     mm_result after = {0};
     mm *m = self->m;
     if (!m) return 0;
-    int status = self->kind ? hot_merge_native(m, r->key.pid, r->length, &after)
+    int status = self->kind ? hot_merge_chain(self, m, r->key.pid, r->length, &after)
                             : publish_value(self, r->key.pid, r->key.wts, value, &after);
     if (status == MM_OK && after.key.pid == r->key.pid && after.key.wts == r->key.wts && after.generation) {
         r->key.head = after.key.head;
@@ -239,7 +294,7 @@ static PyObject *get_once(hot_verbs *self, mm *m, uint64_t pid, int may_tidy, mm
     hot_buffer b;
     PyObject *page = NULL;
     hot_known known = hot_recall(self, pid);
-    *status = read_page(m, pid, known.wts, self->kind && pid > 1 ? MM_READ_MERGED : MM_READ_ARRAY, &b);
+    *status = hot_read_page(self, m, pid, known.wts, self->kind && pid > 1 ? MM_READ_MERGED : MM_READ_ARRAY, &b);
     *r = b.r;
     if (*status == MM_FREED) b.r.kind = HOT_KIND_FREE;
     if (*status == MM_OK || *status == MM_FREED) {
@@ -372,7 +427,7 @@ static PyObject *frags_once(hot_verbs *self, mm *m, uint64_t pid, mm_result *r, 
 {
     hot_buffer b;
     PyObject *key = NULL, *list = NULL, *pair = NULL;
-    *status = read_page(m, pid, 0, MM_READ_FRAGMENTS, &b);
+    *status = hot_read_page(self, m, pid, 0, MM_READ_FRAGMENTS, &b);
     *r = b.r;
     if (*status == MM_OK && b.r.kind == HOT_KIND_FREE) *status = MM_FREED;
     if (*status == MM_OK && (list = hot_decode_array(self, b.p, b.r.length, b.r.count, b.source))
@@ -426,7 +481,7 @@ PyObject *hot_consolidate(hot_verbs *self, PyObject *pid_object)
         mm *m = self->m;
         int status = !m ? MM_CLOSED : !known ? MM_NOPAGE : pid < 2 ? MM_RESERVED : MM_OK;
         if (status == MM_OK)
-            status = self->kind ? hot_merge_native(m, pid, UINT64_MAX, &r) : consolidate_python(self, pid_object, pid, &r);
+            status = self->kind ? hot_merge_chain(self, m, pid, UINT64_MAX, &r) : consolidate_python(self, pid_object, pid, &r);
         if (status < 0) return NULL;
         if (status == MM_OK) Py_RETURN_TRUE;
         if (status == MM_CONFLICT || status == MM_CHAIN || status == MM_FREED) Py_RETURN_FALSE;

@@ -19,7 +19,10 @@ static PyObject *verbs_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     (void)args;
     (void)kwargs; /* for the __init__ of a subclass */
     hot_verbs *self = (hot_verbs *)PyType_GenericAlloc(type, 0);
-    if (self) mm_objects_init(&self->objects, 0);
+    if (self) {
+        mm_objects_init(&self->objects, 0);
+        self->compress_from = UINT64_MAX;
+    }
     return (PyObject *)self;
 }
 
@@ -32,6 +35,8 @@ static int verbs_traverse(hot_verbs *self, visitproc visit, void *arg)
     Py_VISIT(self->merge);
     Py_VISIT(self->size_of);
     Py_VISIT(self->owner);
+    Py_VISIT(self->compress);
+    Py_VISIT(self->decompress);
     for (uint32_t i = self->objects.oldest; i != MM_OBJECT_NONE && self->objects.count; i = self->objects.slots[i].newer)
         Py_VISIT((PyObject *)self->objects.slots[i].object);
     return 0;
@@ -46,6 +51,9 @@ static int verbs_clear(hot_verbs *self)
     Py_CLEAR(self->merge);
     Py_CLEAR(self->size_of);
     Py_CLEAR(self->owner);
+    self->compress_from = UINT64_MAX;
+    Py_CLEAR(self->compress);
+    Py_CLEAR(self->decompress);
     return 0;
 }
 
@@ -69,14 +77,15 @@ static void assign(PyObject **field, PyObject *value)
 
 static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    static const hot_signature signature = {"_bind", 9, 9, {0}};
-    PyObject *in[9];
+    static const hot_signature signature = {"_bind", 12, 12, {0}};
+    PyObject *in[12];
     if (names || nargs != signature.total) {
-        PyErr_SetString(PyExc_TypeError, "_bind() takes 9 positional arguments");
+        PyErr_SetString(PyExc_TypeError, "_bind() takes 12 positional arguments");
         return NULL;
     }
     if (hot_arguments(&signature, args, nargs, NULL, in) < 0) return NULL;
     unsigned long long address = PyLong_AsUnsignedLongLong(in[0]), capacity = PyLong_AsUnsignedLongLong(in[7]);
+    unsigned long long from = PyLong_AsUnsignedLongLong(in[11]);
     long kind = PyLong_AsLong(in[4]);
     int last = PyObject_IsTrue(in[5]);
     if (PyErr_Occurred()) return NULL;
@@ -88,6 +97,9 @@ static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const
     assign(&self->merge, in[3]);
     assign(&self->size_of, in[6] == Py_None ? NULL : in[6]);
     assign(&self->owner, in[8]);
+    assign(&self->decompress, in[9]);
+    assign(&self->compress, in[10] == Py_None ? NULL : in[10]);
+    self->compress_from = self->compress ? from : UINT64_MAX;
     self->kind = (int)kind;
     self->last = last;
     self->m = (mm *)(uintptr_t)address;
@@ -198,14 +210,14 @@ static PyMethodDef verbs_methods[] = {
     {"view", METHOD(hot_view), VERB,
      "view(pid, tx=None)\n\nThe bytes of a bytes or numpy page as a View: read-only, in the mapping, without a copy.\n"
      "They stay as they are while the view, or a memoryview or array made of it, lives: through replace, free, close and fork.\n"
-     "A page of several fragments is consolidated first; where that cannot be, the view is of a copy (zero_copy is False).\n"
+     "A page of several fragments is consolidated first; where that cannot be, the view is of a copy (zero_copy is False), as is that of a page that is compressed.\n"
      "The checksum is verified when this process first views the bytes. Raises PageNotFound, PageFreed, CorruptionError,\n"
      "or Unsupported for pages 0 and 1 and for values of another type."},
     {"generate_id", METHOD(hot_generate_id), METH_NOARGS,
      "generate_id()\n\nA number that no process was given before, nor will be: rising over all processes, restarts and crashes, with gaps.\n"
      "Once in idgen_persist_interval numbers it writes how far they may go, and flushes if that of the time before is not durable yet."},
     {"_bind", METHOD(verbs_bind), METH_METHOD | VERB,
-     "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity, owner)\n\nAttaches the verbs to the core."},
+     "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity, owner, decompress, compress, compress_from)\n\nAttaches the verbs to the core."},
     {"_unbind", METHOD(verbs_unbind), METH_NOARGS, "Detaches the verbs and drops the object cache."},
     {"_consolidate", METHOD(hot_consolidate), METH_O,
      "_consolidate(pid)\n\nMerges the page's chain to a new base; False: nothing to do, or somebody else did."},

@@ -319,30 +319,59 @@ static void refuse(uint64_t pid, const mm_form *f)
                                               (unsigned long long)pid, f->dtype));
 }
 
+/* Of an encoded value that `source` keeps.  Takes over the key. */
+static PyObject *copy_view(hot_verbs *self, PyObject *source, const uint8_t *p, const uint8_t *end, PyObject *key)
+{
+    hot_held *h = key ? held_new(self->state, NULL, NULL, source) : NULL;
+    if (h) memcpy(h->form.dtype, "unknown", 8);
+    if (h && (mm_form_read(p, (uint64_t)(end - p), &h->form) || h->form.kind == MM_FORM_OTHER)) {
+        refuse(((hot_key *)key)->key.pid, &h->form);
+        Py_DECREF((PyObject *)h);
+        h = NULL;
+    }
+    if (h) return view_new(self->state, h, key);
+    Py_XDECREF(key);
+    return NULL;
+}
+
 /* `answer`: (the value, encoded, its key). */
-static PyObject *view_of_copy(hot_verbs *self, uint64_t pid, PyObject *answer)
+static PyObject *view_of_copy(hot_verbs *self, PyObject *answer)
 {
     PyObject *payload, *key;
     char *p;
     Py_ssize_t n;
     if (!PyArg_ParseTuple(answer, "SO!", &payload, (PyObject *)self->state->key, &key)) return NULL;
-    hot_held *h = PyBytes_AsStringAndSize(payload, &p, &n) < 0 ? NULL : held_new(self->state, NULL, NULL, payload);
-    if (!h) return NULL;
-    if (mm_form_read((const uint8_t *)p, (uint64_t)n, &h->form) || h->form.kind == MM_FORM_OTHER) {
-        refuse(pid, &h->form);
-        Py_DECREF((PyObject *)h);
-        return NULL;
-    }
+    if (PyBytes_AsStringAndSize(payload, &p, &n) < 0) return NULL;
     Py_INCREF(key);
-    return view_new(self->state, h, key);
+    return copy_view(self, payload, (const uint8_t *)p, (const uint8_t *)p + n, key);
 }
 
 /* Several fragments: self._contiguous(pid, tries) consolidates them and answers None, or answers a copy.  NULL without an exception: look again. */
-static PyObject *make_contiguous(hot_verbs *self, PyObject *pid_object, uint64_t pid, int tries)
+static PyObject *make_contiguous(hot_verbs *self, PyObject *pid_object, int tries)
 {
     PyObject *answer = PyObject_CallMethod((PyObject *)self, "_contiguous", "Oi", pid_object, tries);
-    PyObject *view = answer && answer != Py_None ? view_of_copy(self, pid, answer) : NULL;
+    PyObject *view = answer && answer != Py_None ? view_of_copy(self, answer) : NULL;
     Py_XDECREF(answer);
+    return view;
+}
+
+/* The private copy that decompressing makes.  NULL with *status > 0: the core said so; MM_CHAIN: it is several fragments by now; <= 0: an exception. */
+static PyObject *view_decompressed(hot_verbs *self, mm *m, uint64_t pid, mm_result *r, int *status)
+{
+    hot_buffer b;
+    mm_token t;
+    PyObject *view = NULL;
+    *status = hot_read_page(self, m, pid, 0, MM_READ_TO_MERGE, &b);
+    *r = b.r;
+    if (*status == MM_OK && b.r.kind == HOT_KIND_FREE) *status = MM_FREED;
+    /* Several fragments, which Python merges; or it has been replaced meanwhile, by what is not compressed. */
+    if (*status == MM_OK && ((!b.r.merged && b.r.count != 1) || !b.holder)) *status = MM_CHAIN;
+    if (*status == MM_OK) {
+        const uint8_t *end = b.p + b.r.length, *p = b.r.merged ? b.p : mm_msgpack_token(b.p, end, &t);
+        view = copy_view(self, b.holder, p ? p : end, end, hot_key_new(self->state, &b.r.key));
+        *status = -1;
+    }
+    Py_XDECREF(b.holder);
     return view;
 }
 
@@ -385,9 +414,10 @@ PyObject *hot_view(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyO
         mm *m = self->m;
         int status = !m ? MM_CLOSED : !known ? MM_NOPAGE : MM_OK;
         PyObject *view = status == MM_OK ? view_once(self, m, pid, &r, &status) : NULL;
+        if (status == MM_COMPRESSED) view = view_decompressed(self, m, pid, &r, &status);
         if (view || status <= 0) return view;
         if (status == MM_CHAIN) {
-            view = make_contiguous(self, in[0], pid, tries++);
+            view = make_contiguous(self, in[0], tries++);
             if (view || PyErr_Occurred()) return view;
         } else if (hot_mend(self, status, &r, in[0], NULL) < 0)
             return NULL;

@@ -7,7 +7,11 @@
 
 /* ---- one write ----------------------------------------------------------------------------------------------------- */
 
-typedef int (*hot_core)(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
+typedef int hot_core(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r);
+typedef struct hot_verb {
+    hot_core *core;
+    uint32_t verb; /* enum mm_write: of a payload that is compressed */
+} hot_verb;
 
 static int core_append(mm *m, const mm_key *key, const void *payload, uint64_t length, mm_result *r)
 {
@@ -19,36 +23,48 @@ static int core_allocate(mm *m, const mm_key *key, const void *payload, uint64_t
     return mm_allocate(m, payload, length, r);
 }
 
-static int run(hot_core core, mm *m, const mm_key *key, const hot_payload *payload, mm_result *r)
+static const hot_verb APPEND = { core_append, MM_WRITE_APPEND }, ALLOCATE = { core_allocate, MM_WRITE_ALLOCATE };
+static const hot_verb LINK = { mm_link, MM_WRITE_LINK }, REPLACE = { mm_replace, MM_WRITE_REPLACE };
+
+static inline int apply(const hot_verb *v, mm *m, const mm_key *key, const hot_payload *payload, mm_result *r)
+{
+    if (__builtin_expect(payload->compressed, 0)) return mm_write_compressed(m, v->verb, key, payload->tag, payload->p, payload->n, r);
+    return v->core(m, key, payload->p, payload->n, r);
+}
+
+static int run(const hot_verb *v, mm *m, const mm_key *key, const hot_payload *payload, mm_result *r)
 {
     int status;
     if (payload->n > HOT_LONG) {
         Py_BEGIN_ALLOW_THREADS
-        status = core(m, key, payload->p, payload->n, r);
+        status = apply(v, m, key, payload, r);
         Py_END_ALLOW_THREADS
     } else
-        status = core(m, key, payload->p, payload->n, r);
+        status = apply(v, m, key, payload, r);
     return status;
 }
 
 /* What goes wrong here is no error of the write, which has happened.  The core asks for it when the base is at most four times the
  * fragments on top: so the merge is about five times those, if they are as this one. */
-static void tidy(mm *m, const mm_result *r, uint64_t fragment)
+__attribute__((noinline)) static void tidy(hot_verbs *self, mm *m, uint64_t pid, uint64_t bytes)
 {
     mm_result ignored;
-    (void)hot_merge_native(m, r->key.pid, 5 * fragment * r->depth, &ignored);
+    if (hot_merge_chain(self, m, pid, bytes, &ignored) < 0) PyErr_Clear();
 }
 
 static inline int encode_counted(hot_verbs *self, PyObject *fragment, hot_payload *out)
 {
     hot_timing timing = hot_begin(self, &self->encoding, MM_EVERY_serialize);
     int failed = hot_encode(self, fragment, out);
-    if (!failed) hot_end(self, MM_TIME_serialize, timing);
+    if (failed) return failed;
+    hot_end(self, MM_TIME_serialize, timing);
+    failed = hot_compress(self, out);
+    if (failed) hot_payload_clear(out);
     return failed;
 }
 
 /* Writes until it is done or _mend raises: 0, or -1 and an exception.  `known`: the page id is one that a page can have. */
-static int write_page(hot_verbs *self, hot_core core, const mm_key *key, int known, PyObject *pid, PyObject *fragment,
+static inline int write_page(hot_verbs *self, const hot_verb *verb, const mm_key *key, int known, PyObject *pid, PyObject *fragment,
                       mm_result *r)
 {
     hot_payload payload;
@@ -58,9 +74,9 @@ static int write_page(hot_verbs *self, hot_core core, const mm_key *key, int kno
     int failed = 0, due = 0;
     while (!failed) {
         mm *m = self->m;
-        int status = !m ? MM_CLOSED : !known ? MM_NOPAGE : run(core, m, key, &payload, r);
+        int status = !m ? MM_CLOSED : !known ? MM_NOPAGE : run(verb, m, key, &payload, r);
         if (status == MM_OK) {
-            if (r->tidy && self->kind) tidy(m, r, payload.n);
+            if (r->tidy && self->kind) tidy(self, m, r->key.pid, 5 * payload.n * r->depth);
             due |= r->due != 0;
             break;
         }
@@ -79,7 +95,7 @@ PyObject *hot_append(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, P
     mm_result r;
     if (hot_arguments(&signature, args, nargs, names, in) < 0 || hot_check_tx(self, in[2]) < 0) return NULL;
     int known = hot_pid(in[0], &key.pid);
-    if (known < 0 || write_page(self, core_append, &key, known, in[0], in[1], &r) < 0) return NULL;
+    if (known < 0 || write_page(self, &APPEND, &key, known, in[0], in[1], &r) < 0) return NULL;
     return hot_key_new(self->state, &r.key);
 }
 
@@ -89,12 +105,12 @@ PyObject *hot_allocate(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs,
     PyObject *in[2];
     mm_result r;
     if (hot_arguments(&signature, args, nargs, names, in) < 0 || hot_check_tx(self, in[1]) < 0) return NULL;
-    if (write_page(self, core_allocate, &(mm_key){0}, 1, NULL, in[0], &r) < 0) return NULL;
+    if (write_page(self, &ALLOCATE, &(mm_key){0}, 1, NULL, in[0], &r) < 0) return NULL;
     PyObject *key = hot_key_new(self->state, &r.key);
     return key ? Py_BuildValue("KN", (unsigned long long)r.key.pid, key) : NULL;
 }
 
-static PyObject *write_at_key(hot_verbs *self, const hot_signature *signature, hot_core core, PyObject *const *args,
+static PyObject *write_at_key(hot_verbs *self, const hot_signature *signature, const hot_verb *verb, PyObject *const *args,
                               Py_ssize_t nargs, PyObject *names)
 {
     PyObject *in[4];
@@ -104,20 +120,20 @@ static PyObject *write_at_key(hot_verbs *self, const hot_signature *signature, h
     if (!self->m && hot_mend(self, MM_CLOSED, &r, in[0], in[2]) < 0) return NULL;
     if (hot_check_tx(self, in[3]) < 0) return NULL;
     int known = hot_key_of(self, in[0], in[1], &key);
-    if (known < 0 || write_page(self, core, &key, known, in[0], in[2], &r) < 0) return NULL;
+    if (known < 0 || write_page(self, verb, &key, known, in[0], in[2], &r) < 0) return NULL;
     return hot_key_new(self->state, &r.key);
 }
 
 PyObject *hot_link(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     static const hot_signature signature = {"link", 3, 4, {"pid", "key", "fragment", "tx"}};
-    return write_at_key(self, &signature, mm_link, args, nargs, names);
+    return write_at_key(self, &signature, &LINK, args, nargs, names);
 }
 
 PyObject *hot_replace(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     static const hot_signature signature = {"replace", 3, 4, {"pid", "key", "fragment", "tx"}};
-    return write_at_key(self, &signature, mm_replace, args, nargs, names);
+    return write_at_key(self, &signature, &REPLACE, args, nargs, names);
 }
 
 PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
@@ -146,7 +162,8 @@ PyObject *hot_free_page(hot_verbs *self, PyObject *const *args, Py_ssize_t nargs
 
 typedef struct hot_item {
     uint64_t pid, offset, length;
-    int known;
+    uint32_t tag; /* as in hot_payload */
+    int known, compressed, untidy; /* untidy: applied, and its chain is to be merged, here */
 } hot_item;
 
 typedef struct hot_batch { /* everything is encoded before anything is applied */
@@ -206,6 +223,8 @@ static int batch_encode(hot_verbs *self, hot_batch *b, Py_ssize_t i)
     if (encode_counted(self, PyTuple_GetItem(pair, 1), &payload) < 0) return -1;
     item->offset = b->filled;
     item->length = payload.n;
+    item->compressed = payload.compressed;
+    item->tag = payload.tag;
     int failed = batch_store(b, &payload);
     hot_payload_clear(&payload);
     return failed;
@@ -231,13 +250,18 @@ static int batch_fill(hot_verbs *self, hot_batch *b, PyObject *items)
 static int batch_apply(mm *m, int native, hot_batch *b, mm_result *r)
 {
     for (; b->done < b->count; b->done++) {
-        const hot_item *item = &b->items[b->done];
+        hot_item *item = &b->items[b->done];
         if (!item->known) return MM_NOPAGE;
-        int status = mm_append(m, item->pid, b->bytes + item->offset, item->length, r);
+        hot_payload payload;
+        payload.p = b->bytes + item->offset;
+        payload.n = item->length;
+        payload.tag = item->tag;
+        payload.compressed = item->compressed;
+        int status = apply(&APPEND, m, &(mm_key){ .pid = item->pid }, &payload, r);
         if (status != MM_OK) return status;
         b->keys[b->done] = r->key;
         b->due |= r->due != 0;
-        if (r->tidy && native) (void)mm_consolidate_native(m, item->pid, &(mm_result){0});
+        if (r->tidy && native) item->untidy = mm_consolidate_native(m, item->pid, &(mm_result){0}) == MM_COMPRESSED;
     }
     return MM_OK;
 }
@@ -259,6 +283,13 @@ static int batch_run(hot_verbs *self, hot_batch *b)
         if (hot_mend(self, status, &r, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1)) < 0) return -1;
     }
     return 0;
+}
+
+/* What was left for here, of what was applied. */
+static void batch_tidy(hot_verbs *self, const hot_batch *b)
+{
+    for (Py_ssize_t i = 0; i < b->done; i++)
+        if (b->items[i].untidy && self->m) tidy(self, self->m, b->items[i].pid, b->items[i].length);
 }
 
 static PyObject *batch_keys(hot_verbs *self, const hot_batch *b)
@@ -293,8 +324,11 @@ PyObject *hot_append_many(hot_verbs *self, PyObject *const *args, Py_ssize_t nar
     if (!self->m && hot_mend(self, MM_CLOSED, &(mm_result){0}, NULL, NULL) < 0) return NULL;
     if (hot_check_tx(self, in[1]) < 0) return NULL;
     if (batch_fill(self, &b, in[0]) == 0) {
-        if (batch_run(self, &b) == 0) keys = batch_keys(self, &b);
-        else note_applied(self, &b);
+        if (batch_run(self, &b) == 0) {
+            batch_tidy(self, &b);
+            keys = batch_keys(self, &b);
+        } else
+            note_applied(self, &b);
         if (b.due && keys) hot_due(self);
     }
     batch_clear(&b);

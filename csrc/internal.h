@@ -305,6 +305,7 @@ uint64_t mm_inline_limit(const mm *m, enum mm_kind kind);                       
 
 /* extent.c */
 static inline bool mm_is_large(uint64_t shape) { return mm_shape_flags(shape) & MM_FLAG_EXTENT; }
+static inline bool mm_is_compressed(uint64_t shape) { return mm_shape_flags(shape) & MM_FLAG_COMPRESSED; } /* the payload; where that is in a run, what lies there */
 int mm_extent_open(mm *m, mm_view *v, mm_result *r);                            /* body and length; the checksum of the record was looked at */
 int mm_extent_verify(mm *m, const mm_view *v, mm_result *r);                    /* every piece */
 int mm_extent_copy(mm *m, const mm_view *v, uint8_t *to, mm_result *r);         /* the same, of a copy that is made */
@@ -334,6 +335,7 @@ uint64_t mm_runs_pending(mm *m, uint64_t *since);                               
 int mm_chain_names(mm *m, uint64_t pid, uint64_t address, uint64_t generation, mm_result *r); /* 1: the page's chain names the run; 0; or -status */
 
 /* group.c */
+int mm_consolidate_payload(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, uint8_t tag, uint8_t flags, mm_result *r);
 uint64_t mm_group_record(mm *m, uint64_t pid, uint64_t at, uint64_t prev, uint64_t shape, uint64_t version, uint64_t colour, const void *payload);
 void mm_group_committed(mm *m, const mm_view *old, uint64_t last, uint64_t bytes, uint64_t merged, mm_result *r);
 
@@ -355,11 +357,13 @@ typedef struct mm_chain_view {
     mm_view at[MM_CHAIN_MAX]; /* newest first */
     uint32_t count;
     bool whole;               /* ends with a BASE */
-    uint64_t payload;         /* bytes in all, once it was opened */
+    bool compressed;          /* one of them is, or several; once it was opened */
+    uint64_t payload;         /* bytes in all, as they are stored; once it was opened */
 } mm_chain_view;
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r);
 bool mm_chain_follows(const mm_view *newer, const mm_view *older);
 int mm_emit_array(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r);
+int mm_emit_stored(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r); /* MM_COMPRESSED, or why not */
 int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r); /* finds the bodies of its records, and looks at every byte of them */
 
 /* observe.c */

@@ -33,12 +33,13 @@ static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
 
 /* ---- record: 40 bytes of header, the payload, the index; 8-byte aligned ------------------------------------------- */
 enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3, MM_KIND_INTENT = 4 }; /* INTENT: of no page; its payload is mm_lease_fill (intent.c) */
-enum mm_flag { MM_FLAG_INNER = 1, MM_FLAG_INDEX = 2, MM_FLAG_EXTENT = 4, MM_FLAG_TX = 8 };
-#define MM_FLAGS_KNOWN (MM_FLAG_INNER | MM_FLAG_INDEX | MM_FLAG_EXTENT)
+enum mm_flag { MM_FLAG_COMPRESSED = 1, MM_FLAG_INNER = 2, MM_FLAG_INDEX = 4, MM_FLAG_EXTENT = 8, MM_FLAG_TX = 16 };
+#define MM_FLAGS_KNOWN (MM_FLAG_COMPRESSED | MM_FLAG_INNER | MM_FLAG_INDEX | MM_FLAG_EXTENT)
+#define MM_FLAGS_OF_PAYLOAD (MM_FLAG_COMPRESSED | MM_FLAG_EXTENT) /* a record that is moved keeps them: its payload is not looked into */
 
 typedef struct mm_record {
     at_word crc_commit;   /* crc32c:32 | commit:32 (high); one word, so a new checksum never meets an old commit word */
-    uint64_t shape;       /* length:32 | depth:8 | kind:4 | flags:4 | tag:8 | inner, or bytes of the index:8 */
+    uint64_t shape;       /* length:32 | depth:8 | kind:3 | flags:5 | tag:8 | inner, or bytes of the index:8 */
     uint64_t page_colour; /* page id:40 | colour low:24 */
     uint64_t version;     /* place:16 | wts:48 (high), so that versions compare as integers */
     uint64_t prev_colour; /* prev address/8:42 | colour high:22 */
@@ -56,13 +57,13 @@ _Static_assert(sizeof(mm_record) == 40 && offsetof(mm_record, shape) == 8 && off
 
 static inline uint64_t mm_shape(uint32_t length, uint8_t depth, uint8_t kind, uint8_t flags, uint8_t tag, uint8_t inner)
 {
-    return (uint64_t)length | (uint64_t)depth << 32 | (uint64_t)(kind & 15) << 40 | (uint64_t)(flags & 15) << 44
+    return (uint64_t)length | (uint64_t)depth << 32 | (uint64_t)(kind & 7) << 40 | (uint64_t)(flags & 31) << 43
            | (uint64_t)tag << 48 | (uint64_t)inner << 56;
 }
 static inline uint32_t mm_shape_length(uint64_t s) { return (uint32_t)s; }
 static inline uint8_t mm_shape_depth(uint64_t s) { return (uint8_t)(s >> 32); }
-static inline uint8_t mm_shape_kind(uint64_t s) { return (uint8_t)(s >> 40 & 15); }
-static inline uint8_t mm_shape_flags(uint64_t s) { return (uint8_t)(s >> 44 & 15); }
+static inline uint8_t mm_shape_kind(uint64_t s) { return (uint8_t)(s >> 40 & 7); }
+static inline uint8_t mm_shape_flags(uint64_t s) { return (uint8_t)(s >> 43 & 31); }
 static inline uint8_t mm_shape_tag(uint64_t s) { return (uint8_t)(s >> 48); }
 static inline uint8_t mm_shape_inner(uint64_t s) { return mm_shape_flags(s) & MM_FLAG_INDEX ? 0 : (uint8_t)(s >> 56); }
 /* Bytes of the index, which follows the payload and is under the checksum too (index.c). */

@@ -59,7 +59,7 @@ static bool sane(const mm *m, const mm_view *v, uint64_t pid)
     if (flags & MM_FLAG_EXTENT && (length != sizeof(mm_extent) || kind == MM_KIND_FREE)) return false;
     if (mm_shape_span(v->shape) > room || mm_version_wts(v->version) > MM_MAX_WTS) return false;
     if (kind == MM_KIND_DELTA) return depth > 1 && v->prev != 0 && v->prev != v->address;
-    return (kind == MM_KIND_BASE || (kind == MM_KIND_FREE && length == 0)) && depth == 1 && v->prev == 0;
+    return (kind == MM_KIND_BASE || (kind == MM_KIND_FREE && length == 0 && !(flags & MM_FLAG_COMPRESSED))) && depth == 1 && v->prev == 0;
 }
 
 int mm_look(mm *m, uint64_t pid, uint64_t address, mm_view *v, mm_result *r)

@@ -32,7 +32,7 @@
     X(replaces, "pages replaced") \
     X(frees, "pages freed") \
     X(allocates, "pages allocated") \
-    X(payload_bytes, "bytes of fragments written, as encoded") \
+    X(payload_bytes, "bytes of fragments written, as they are stored") \
     X(retries, "writes that lost a compare-and-swap and went on") \
     X(conflicts, "writes refused, since somebody had written since the key was taken") \
     X(helps, "commit words stored for others") \
@@ -50,7 +50,12 @@
     X(cleanings, "rounds of cleaning") \
     X(cleaned_segments, "segments emptied") \
     X(cleaned_bytes, "bytes read through for that") \
-    X(moved_bytes, "bytes copied for that")
+    X(moved_bytes, "bytes copied for that") \
+    X(compress_in, "bytes of fragments that were worth compressing, as encoded") \
+    X(compress_out, "bytes of the frames that they became, which are stored in their place") \
+    X(compress_kept, "bytes of fragments that compressing did not make smaller, stored as they are") \
+    X(decompress_in, "bytes of frames that were decompressed") \
+    X(decompress_out, "bytes of fragments that came of it")
 
 /* X(name, unit, sampled, what): one in `sampled` is looked at and counts for as many. */
 #define MM_HISTOGRAM_LIST(X) \
@@ -63,7 +68,7 @@
     X(replace, "ns", 128, "publishing a page's new value") \
     X(free, "ns", 128, "publishing that a page is free") \
     X(allocate, "ns", 128, "publishing a new page") \
-    X(payload, "bytes", 128, "sizes of the fragments written, as encoded") \
+    X(payload, "bytes", 128, "sizes of the fragments written, as they are stored") \
     X(serialize, "ns", 128, "encoding a fragment") \
     X(deserialize, "ns", 64, "decoding, and merging in Python, what was read") \
     X(consolidate, "ns", 1, "merging a chain and publishing it") \
@@ -75,7 +80,9 @@
     X(snapshot, "ns", 1, "writing a snapshot") \
     X(clean, "ns", 1, "a round of cleaning") \
     X(recover, "ns", 1, "recovering the store") \
-    X(attach, "ns", 1, "mapping the files and claiming a slot")
+    X(attach, "ns", 1, "mapping the files and claiming a slot") \
+    X(compress, "ns", 1, "compressing a fragment") \
+    X(decompress, "ns", 1, "decompressing a fragment")
 
 enum mm_counter {
 #define X(name, what) MM_COUNT_##name,

@@ -35,7 +35,8 @@ enum mm_status {
     MM_BUSY = 15,     /* no free slot, or a lock is held by others */
     MM_MISMATCH = 16, /* not the files that belong together, or of another boot: result.file says which check */
     MM_LIMIT = 17,    /* page ids or address space are used up */
-    MM_UNUSABLE = 18  /* the fragments of the page do not merge */
+    MM_UNUSABLE = 18, /* the fragments of the page do not merge */
+    MM_COMPRESSED = 19 /* a fragment is compressed, or is to be: what the core cannot do (mm_read, mm_view_page, mm_consolidate_native) */
 };
 
 /* Where damage was found. */
@@ -79,6 +80,7 @@ typedef struct mm_config {
     uint32_t segment_shift;
     uint32_t clean_threshold, clean_skew; /* percent: segment_cleanup_threshold, segment_cleanup_skew */
     uint32_t observes;     /* enum mm_observe */
+    uint32_t compress_from; /* bytes from which on the faces compress a payload; 0: none */
     uint64_t id_interval;  /* idgen_persist_interval; 0: MM_ID_INTERVAL */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
     mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
@@ -131,16 +133,23 @@ int mm_free(mm *m, const mm_key *key, mm_result *r);
 /* As mm_replace, of pages 0 and 1 alone, which only the store itself writes.  `frees`: from the reserve, if need be. */
 int mm_replace_reserved(mm *m, const mm_key *key, const void *payload, uint64_t length, int frees, mm_result *r);
 
+/* The same verbs with a payload that the caller has compressed: a frame, which is stored as it is.  tag: mm_merge_class of what it was, 0 where the
+ * store's materializer is not native, and of page 0.  Of `key` what the verb needs; MM_WRITE_CONSOLIDATE: mm_consolidate, key->wts is its base_wts. */
+enum mm_write { MM_WRITE_ALLOCATE = 0, MM_WRITE_APPEND = 1, MM_WRITE_LINK = 2, MM_WRITE_REPLACE = 3, MM_WRITE_META = 4, MM_WRITE_CONSOLIDATE = 5 };
+int mm_write_compressed(mm *m, uint32_t verb, const mm_key *key, uint32_t tag, const void *frame, uint64_t length, mm_result *r);
+
 /* Reads what is newer than known_wts (0: everything), oldest first, as one msgpack array, or as one merged value when
- * `how` is MM_READ_MERGED, the store's materializer is native and everything is read.  MM_SPACE: call again with more room. */
-enum mm_read_how { MM_READ_ARRAY = 0, MM_READ_MERGED = 1, MM_READ_FRAGMENTS = 2 }; /* FRAGMENTS: an array, and no get (metrics.h) */
+ * `how` is MM_READ_MERGED, the store's materializer is native and everything is read.  MM_SPACE: call again with more room.
+ * MM_COMPRESSED: a fragment is compressed.  The buffer holds r->count fragments as they are stored, oldest first: of each two words (the address of its
+ * record; its length << 1 | whether it is compressed), then its bytes.  r->merged: what is wanted of them is one merged value. */
+enum mm_read_how { MM_READ_ARRAY = 0, MM_READ_MERGED = 1, MM_READ_FRAGMENTS = 2, MM_READ_TO_MERGE = 3 }; /* FRAGMENTS, TO_MERGE: no get (metrics.h) */
 int mm_read(mm *m, uint64_t pid, uint64_t known_wts, int how, uint8_t *buffer, uint64_t capacity, mm_result *r);
 
 /* Publishes `payload`, the merge of everything up to version base_wts, as the page's base; what came since is copied on top.
  * Never changes the content; MM_CONFLICT: somebody else consolidated or replaced (nothing to do). */
 int mm_consolidate(mm *m, uint64_t pid, uint64_t base_wts, const void *payload, uint64_t length, mm_result *r);
 /* The same with the merge made here; native materializers only. */
-int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r);
+int mm_consolidate_native(mm *m, uint64_t pid, mm_result *r); /* MM_COMPRESSED: by mm_read, and mm_consolidate or mm_write_compressed */
 
 /* A pin for a Tx.  mm_pin gives the index to hand to mm_unpin; releasing twice is harmless to others. */
 int mm_pin(mm *m, uint32_t *index, uint64_t *epoch);
@@ -233,6 +242,7 @@ int mm_set_epoch(const mm_config *c, uint64_t epoch, uint64_t stable, mm_result 
 /* Puts a record of `kind` (enum mm_kind) on any page of a store that was just made: MM_OK, MM_CONFLICT (somebody else is here), MM_NOPAGE, MM_FREED,
  * MM_CHAIN (a DELTA on nothing, on a FREE record, on a chain that is full), MM_TYPE, MM_TOOBIG, MM_LIMIT, MM_FULL. */
 int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r);
+int mm_restore_compressed(mm *m, uint64_t pid, uint32_t kind, uint32_t tag, const void *frame, uint64_t length, mm_result *r);
 
 /* ---- space ------------------------------------------------------------------------------------------------------------- */
 

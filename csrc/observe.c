@@ -70,7 +70,8 @@ static int copy(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_
         if (rc) return rc;
     }
     int rc = r->kind == MM_KIND_FREE ? MM_OK : mm_chain_open(m, c, false, r);
-    return r->kind == MM_KIND_FREE || rc ? rc : mm_emit_array(m, c, buffer, capacity, r);
+    if (r->kind == MM_KIND_FREE || rc) return rc;
+    return c->compressed ? mm_emit_stored(m, c, buffer, capacity, r) : mm_emit_array(m, c, buffer, capacity, r);
 }
 
 /* False: what was read need not be so. */

@@ -20,6 +20,7 @@ typedef struct change {
     const void *payload;
     uint64_t length;
     uint8_t tag, flags;
+    bool judged; /* the payload was looked at, and `tag` is right */
     mm_run *run; /* where the payload lies that `payload` then only names, or NULL */
     bool frees;          /* its space may come from the reserve: a FREE record, and what keeps reading possible */
 } change;
@@ -187,7 +188,7 @@ static int try_publish(mm *m, const change *c, mm_result *r)
 
 static int check_payload(const mm *m, change *c, mm_result *r)
 {
-    if (c->run) return MM_OK; /* it was looked at */
+    if (c->judged) return MM_OK;
     if (c->length > mm_limit(m)) {
         r->length = mm_limit(m);
         return MM_TOOBIG;
@@ -295,7 +296,8 @@ static int perform(mm *m, mm_body *body, change *c, mm_result *r)
     change small = *c;
     small.payload = &run.extent;
     small.length = sizeof run.extent;
-    small.flags = MM_FLAG_EXTENT;
+    small.flags |= MM_FLAG_EXTENT;
+    small.judged = true;
     small.run = &run;
     rc = mm_guarded(m, r, body, &small);
     mm_run_done(m, &run, rc);
@@ -304,7 +306,8 @@ static int perform(mm *m, mm_body *body, change *c, mm_result *r)
 
 /* ---- the verbs --------------------------------------------------------------------------------------------------------------- */
 
-/* A chain that is full is consolidated here when C knows how to merge; a losing consolidator means that another one won. */
+/* A chain that is full is consolidated here when C knows how to merge; a losing consolidator means that another one won.  What is compressed the
+ * caller has to. */
 static int publish_delta(mm *m, void *args, mm_result *r)
 {
     const change *c = args;
@@ -312,6 +315,7 @@ static int publish_delta(mm *m, void *args, mm_result *r)
         int rc = publish(m, args, r);
         if (rc != MM_CHAIN || !m->merge_kind || tries == 100) return rc;
         rc = mm_consolidate_native(m, c->pid, r);
+        if (rc == MM_COMPRESSED) return MM_CHAIN;
         if (rc != MM_OK && rc != MM_CONFLICT && rc != MM_CHAIN) return rc;
     }
 }
@@ -379,4 +383,20 @@ int mm_allocate(mm *m, const void *payload, uint64_t length, mm_result *r)
 {
     change c = { .verb = VERB_CREATE, .pid = 2, .payload = payload, .length = length };
     return perform(m, allocate, &c, r);
+}
+
+int mm_write_compressed(mm *m, uint32_t verb, const mm_key *key, uint32_t tag, const void *frame, uint64_t length, mm_result *r)
+{
+    static const enum verb verbs[] = { VERB_CREATE, VERB_APPEND, VERB_LINK, VERB_REPLACE, VERB_REPLACE };
+    bool meta = verb == MM_WRITE_META;
+    if (verb == MM_WRITE_CONSOLIDATE) return mm_consolidate_payload(m, key->pid, key->wts, frame, length, (uint8_t)tag, MM_FLAG_COMPRESSED, r);
+    memset(r, 0, sizeof *r);
+    r->length = mm_limit(m);
+    if (length > r->length) return MM_TOOBIG;
+    if (verb > MM_WRITE_META || (tag != 0) != (m->merge_kind != 0 && !meta)) return MM_TYPE;
+    change c = { .verb = verbs[verb], .pid = verb == MM_WRITE_ALLOCATE ? 2 : key->pid, .wts = key->wts, .payload = frame, .length = length,
+                 .tag = (uint8_t)tag, .flags = MM_FLAG_COMPRESSED, .judged = true };
+    if (meta ? c.pid != 0 : c.pid < 2) return MM_RESERVED;
+    bool delta = verb == MM_WRITE_APPEND || verb == MM_WRITE_LINK;
+    return perform(m, verb == MM_WRITE_ALLOCATE ? allocate : delta ? publish_delta : publish, &c, r);
 }

@@ -70,13 +70,16 @@ int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_cha
 
 int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r)
 {
+    uint64_t shapes = 0;
     c->payload = 0;
     for (uint32_t i = 0; i < c->count; i++) {
         int rc = mm_extent_open(m, &c->at[i], r);
         if (!rc && verify) rc = mm_extent_verify(m, &c->at[i], r);
         if (rc) return rc;
         c->payload += c->at[i].length;
+        shapes |= c->at[i].shape;
     }
+    c->compressed = mm_is_compressed(shapes);
     return MM_OK;
 }
 
@@ -106,6 +109,27 @@ int mm_emit_array(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capac
     r->length = at;
     r->cost = mm_merge_cost(buffer, at);
     return MM_OK;
+}
+
+/* What the core has no decompressor for: the fragments as they are stored, each behind the address of its record, its length and whether it is
+ * compressed (mmpc/_compression.py).  Of what is to be merged the newest is enough where the newest is the value. */
+int mm_emit_stored(mm *m, const mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
+{
+    if (r->merged && m->merge_kind == MM_MERGE_LWW) r->count = 1;
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < r->count; i++) at += 16 + c->at[i].length;
+    r->length = at;
+    if (capacity < at) return MM_SPACE;
+    at = 0;
+    for (uint32_t i = r->count; i-- > 0;) {
+        const mm_view *v = &c->at[i];
+        uint64_t words[2] = { v->address, v->length << 1 | mm_is_compressed(v->shape) };
+        memcpy(buffer + at, words, sizeof words);
+        int rc = mm_extent_copy(m, v, buffer + at + sizeof words, r);
+        if (rc) return rc;
+        at += sizeof words + v->length;
+    }
+    return MM_COMPRESSED;
 }
 
 static int emit_merged(mm *m, mm_chain_view *c, uint8_t *buffer, uint64_t capacity, mm_result *r)
@@ -154,8 +178,8 @@ __attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uin
 static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
 {
     if (!mm_row(m)) return;
-    if (a->how == MM_READ_FRAGMENTS) {
-        mm_count(m, MM_COUNT_fragment_reads, 1);
+    if (a->how >= MM_READ_FRAGMENTS) {
+        if (a->how == MM_READ_FRAGMENTS) mm_count(m, MM_COUNT_fragment_reads, 1);
         return;
     }
     if (!anything) {
@@ -206,9 +230,13 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     if (r->kind == MM_KIND_FREE) return MM_OK;
     rc = mm_chain_open(m, &c, false, r);
     if (rc) return rc;
-    bool merged = a->how == MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
-    rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(m, &c, a->buffer, a->capacity, r);
-    if (!rc) count_read(m, a, c.count != 0, begun);
+    bool merged = a->how & MM_READ_MERGED && c.whole && m->merge_kind && a->pid >= 2;
+    if (c.compressed) {
+        r->merged = merged;
+        rc = mm_emit_stored(m, &c, a->buffer, a->capacity, r);
+    } else
+        rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(m, &c, a->buffer, a->capacity, r);
+    if (!rc || rc == MM_COMPRESSED) count_read(m, a, c.count != 0, begun);
     return rc;
 }
 

@@ -49,7 +49,7 @@ static uint64_t write_copies(mm *m, uint64_t pid, const mm_chain_view *c)
         const mm_view *v = &c->at[i];
         uint64_t s = v->shape, here = at;
         uint8_t depth = (uint8_t)(c->count - i), inner = i ? 0 : (uint8_t)(c->count - 1);
-        uint8_t flags = (uint8_t)((i ? MM_FLAG_INNER : 0) | (mm_shape_flags(s) & MM_FLAG_EXTENT)); /* what names a run is moved, the run is not */
+        uint8_t flags = (uint8_t)((i ? MM_FLAG_INNER : 0) | (mm_shape_flags(s) & MM_FLAGS_OF_PAYLOAD)); /* what names a run is moved, the run is not */
         s = mm_shape(mm_shape_length(s), depth, mm_shape_kind(s), flags, mm_shape_tag(s), inner);
         at = mm_group_record(m, pid, here, last, s, mm_version_moved(v->version), colour, v->payload);
         last = here;

@@ -78,27 +78,37 @@ static int publish(mm *m, void *args, mm_result *r)
     return rc;
 }
 
-int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r)
+static bool tagged(const mm *m, uint64_t pid, uint32_t kind) { return m->merge_kind && pid >= 2 && kind != MM_KIND_FREE; }
+
+static int restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, uint8_t tag, uint8_t flags, mm_result *r)
 {
     memset(r, 0, sizeof *r);
     r->length = mm_limit(m);
     if (pid > MM_MAX_PID) return MM_LIMIT;
     if (length > r->length) return MM_TOOBIG;
-    if (kind < MM_KIND_BASE || kind > MM_KIND_FREE || (kind == MM_KIND_FREE && length)) return MM_TYPE;
-    restored t = { .payload = payload, .length = length, .pid = pid, .version = mm_version(1, 0), .kind = (uint8_t)kind, .depth = 1 };
-    if (m->merge_kind && pid >= 2 && kind != MM_KIND_FREE) {
-        t.tag = mm_merge_class((int)m->merge_kind, payload, length);
-        if (!t.tag) return MM_TYPE;
-    }
+    if (kind < MM_KIND_BASE || kind > MM_KIND_FREE || (kind == MM_KIND_FREE && (length || flags))) return MM_TYPE;
+    if ((tag != 0) != tagged(m, pid, kind)) return MM_TYPE;
+    restored t = { .payload = payload, .length = length, .pid = pid, .version = mm_version(1, 0), .kind = (uint8_t)kind, .depth = 1, .tag = tag, .flags = flags };
     if (length <= mm_inline_limit(m, (enum mm_kind)kind)) return mm_guarded(m, r, publish, &t);
     mm_run run;
     int rc = mm_run_write(m, pid, payload, length, &run, r);
     if (rc) return rc;
     t.payload = &run.extent;
     t.length = sizeof run.extent;
-    t.flags = MM_FLAG_EXTENT;
+    t.flags |= MM_FLAG_EXTENT;
     t.run = &run;
     rc = mm_guarded(m, r, publish, &t);
     mm_run_done(m, &run, rc);
     return rc;
+}
+
+int mm_restore(mm *m, uint64_t pid, uint32_t kind, const void *payload, uint64_t length, mm_result *r)
+{
+    uint8_t tag = tagged(m, pid, kind) && length <= mm_limit(m) ? mm_merge_class((int)m->merge_kind, payload, length) : 0;
+    return restore(m, pid, kind, payload, length, tag, 0, r);
+}
+
+int mm_restore_compressed(mm *m, uint64_t pid, uint32_t kind, uint32_t tag, const void *frame, uint64_t length, mm_result *r)
+{
+    return restore(m, pid, kind, frame, length, (uint8_t)tag, MM_FLAG_COMPRESSED, r);
 }

@@ -167,6 +167,7 @@ typedef struct view_call {
 
 static int show(mm *m, view_call *a, mm_view *v, mm_result *r)
 {
+    if (mm_is_compressed(v->shape)) return MM_COMPRESSED; /* who reads it then looks at the checksum */
     int rc = mm_is_large(v->shape) ? mm_verify(m, v, r) : MM_OK;
     if (!rc) rc = mm_extent_open(m, v, r);
     if (!rc) rc = verify_once(m, v, a->quick, r);

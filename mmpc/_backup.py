@@ -187,7 +187,8 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
             copy.run()
             os.fsync(files.get("copy"))
         _must(lib.mm_clock(mm, epoch, ffi.new("uint64_t *")), r)  # nothing in the copy has a colour above
-        _write(os.path.join(dest, "config.last"), _without(lasting, marks.durable, int(epoch[0])))
+        now = _files.decode_config(_bytes(os.path.join(path, "config")))  # it says what there may be before there is
+        _write(os.path.join(dest, "config.last"), _without(lasting, marks.durable, int(epoch[0]), now.incompat))
         report.epoch, report.bytes = marks.durable, copy.done
     finally:
         lib.mm_unpin(mm, pin[0])
@@ -201,12 +202,13 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
     _files.sync_directory(dest)
 
 
-def _without(data: bytes, durable: int, newest: int) -> bytes:
+def _without(data: bytes, durable: int, newest: int, features: int) -> bytes:
     """`config` for the copy: what is newer than its mark is discarded, so that nothing in the log brings it back: what
     a flush of the copied life intended may be there without all that it was for.
     """
     config = _files.decode_config(data)
-    return config.changed(discards=(*config.discards, (durable, newest))).encode()
+    pairs = (*config.discards, (durable, newest))
+    return config.changed(discards=pairs, incompat=config.incompat | features).encode()
 
 
 def _must(rc: int, r: Any) -> None:

@@ -31,6 +31,7 @@ SLOTS = 1024
 SLOTS_READY = 16  # their blocks of `marks` are allocated at creation
 MAX_CONFIG = 64 << 20
 TEMPORARY = 1  # a bit of compat: who leaves last removes the store
+COMPRESSED = 1  # a bit of incompat: there may be compressed records
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a store is data: no link is followed, no pipe waited for
 
 # Local file systems whose shared mappings are coherent and whose allocation can be reserved (statfs magic
@@ -54,10 +55,11 @@ _MAGIC = b"MMPCconf"
 
 class Config:
     """What `config` says.  Immutable facts of the store, and the colours that recoveries discarded (pairs lo
-    < colour <= hi).  `compat`: feature bits, also those that this mmpc does not know.
+    < colour <= hi).  `compat`: feature bits, also those that this mmpc does not know; `incompat`: those that it must
+    know.
     """
 
-    __slots__ = ("codec", "compat", "created", "cuts", "discards", "materializer", "segment_shift", "uuid")
+    __slots__ = ("codec", "compat", "created", "cuts", "discards", "incompat", "materializer", "segment_shift", "uuid")
 
     def __init__(
         self,
@@ -69,9 +71,11 @@ class Config:
         discards: tuple[tuple[int, int], ...] = (),
         compat: int = 0,
         cuts: tuple[tuple[int, int], ...] = (),
+        incompat: int = 0,
     ) -> None:
         self.uuid = uuid
         self.compat = compat
+        self.incompat = incompat
         self.segment_shift = segment_shift
         self.materializer = materializer
         self.codec = codec
@@ -80,9 +84,12 @@ class Config:
         self.cuts = cuts
 
     def changed(
-        self, discards: tuple[tuple[int, int], ...] | None = None, cuts: tuple[tuple[int, int], ...] | None = None
+        self,
+        discards: tuple[tuple[int, int], ...] | None = None,
+        cuts: tuple[tuple[int, int], ...] | None = None,
+        incompat: int | None = None,
     ) -> Config:
-        """The same store, of which more is gone."""
+        """The same store, of which more is gone, or may be there."""
         return Config(
             self.uuid,
             self.segment_shift,
@@ -92,6 +99,7 @@ class Config:
             self.discards if discards is None else discards,
             self.compat,
             self.cuts if cuts is None else cuts,
+            self.incompat if incompat is None else incompat,
         )
 
     @property
@@ -99,11 +107,16 @@ class Config:
         """Whether the store was made to be removed by who leaves it last."""
         return bool(self.compat & TEMPORARY)
 
+    @property
+    def compressed(self) -> bool:
+        """Whether there may be compressed records, now or later: a fact that stays."""
+        return bool(self.incompat & COMPRESSED)
+
     def encode(self) -> bytes:
         names = b"".join(struct.pack("<I", len(n)) + n for n in (self.materializer.encode(), self.codec.encode()))
         pairs = _encode_pairs(self.discards) + _encode_pairs(self.cuts)
         length = _CONFIG.size + len(names) + len(pairs)
-        facts = (self.segment_shift, 0, 0, self.compat, self.uuid, self.created)
+        facts = (self.segment_shift, self.incompat, 0, self.compat, self.uuid, self.created)
         head = _CONFIG.pack(_MAGIC, FORMAT, 0, length, *facts)
         data = head + names + pairs
         return data[:12] + struct.pack("<I", crc32c(data[16:])) + data[16:]
@@ -141,9 +154,9 @@ def decode_config(data: bytes) -> Config:
         raise errors.IncompatibleStore(f"the store has format {fmt}, this mmpc reads format {FORMAT}")
     if length != len(data) or crc != crc32c(data[16:]):
         raise _damaged(12, "checksum or length is wrong")
-    if incompat or ro_compat:
+    if incompat & ~COMPRESSED or ro_compat:
         raise errors.IncompatibleStore(
-            f"the store uses features unknown to this mmpc (bits {incompat:#x}, {ro_compat:#x}; known: 0x0)"
+            f"the store uses features unknown to this mmpc (bits {incompat:#x}, {ro_compat:#x}; known: {COMPRESSED:#x})"
         )
     at, names = _CONFIG.size, []
     for _ in range(2):
@@ -154,7 +167,7 @@ def decode_config(data: bytes) -> Config:
     if at != length or not 16 <= shift <= 30:
         raise _damaged(at, "fields do not fit")
     materializer, codec = (name.decode(errors="replace") for name in names)
-    return Config(uuid, shift, materializer, codec, created, discards, compat, cuts)
+    return Config(uuid, shift, materializer, codec, created, discards, compat, cuts, incompat)
 
 
 def lasting_config(data: bytes) -> bytes:

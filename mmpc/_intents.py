@@ -63,7 +63,7 @@ class Intents:
     def _of_lease(self, address: int, generation: int) -> Iterator[tuple[int, list[Fill]]]:
         for _end, (word, shape, page_colour, base, prev_colour), payload in self._records(address, generation):
             colour = colour_of(page_colour, prev_colour)
-            if shape >> 40 & 15 != INTENT or not word >> 32 or base > self.marks.durable:
+            if shape >> 40 & 7 != INTENT or not word >> 32 or base > self.marks.durable:
                 continue
             if colour > self.marks.durable and not any(lo < colour <= hi for lo, hi in self.discards):
                 yield colour, list(MARK_LEASE.iter_unpack(payload[8 : 8 + (len(payload) - 8) // 16 * 16]))

@@ -11,6 +11,7 @@ from ._layout import (
     CONFIG,
     CONFIG_MAGIC,
     FORMAT,
+    INCOMPAT_COMPRESSED,
     MARK_LEASE,
     MARK_MAGIC,
     MARK_SECTOR,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class Config:
     """What `config` says."""
 
-    __slots__ = ("codec", "compatible", "cuts", "discards", "materializer", "shift", "uuid")
+    __slots__ = ("codec", "compatible", "compressed", "cuts", "discards", "materializer", "shift", "uuid")
 
     def __init__(
         self,
@@ -52,9 +53,10 @@ class Config:
         discards: tuple[tuple[int, int], ...],
         cuts: tuple[tuple[int, int], ...] = (),
         compatible: bool = True,
+        compressed: bool = False,
     ) -> None:
         self.uuid, self.shift, self.materializer, self.codec = uuid, shift, materializer, codec
-        self.discards, self.cuts, self.compatible = discards, cuts, compatible
+        self.discards, self.cuts, self.compatible, self.compressed = discards, cuts, compatible, compressed
 
 
 def parse_config(data: bytes) -> Config | str:
@@ -82,7 +84,9 @@ def parse_config(data: bytes) -> Config | str:
     cuts, at = _pairs(data, at)
     if at != len(data) or not 16 <= shift <= 30:
         return "the fields do not fit"
-    return Config(uuid, shift, names[0], names[1], discards, cuts, not (incompat or ro_compat))
+    compatible = not (incompat & ~INCOMPAT_COMPRESSED or ro_compat)
+    features = (compatible, bool(incompat & INCOMPAT_COMPRESSED))
+    return Config(uuid, shift, names[0], names[1], discards, cuts, *features)
 
 
 def _pairs(data: bytes, at: int) -> tuple[tuple[tuple[int, int], ...], int]:

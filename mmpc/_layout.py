@@ -26,6 +26,7 @@ MAX_SEGMENTS = 1 << 22
 
 CONFIG = Struct("<8sIIIIQQQ16sQ")  # magic, format, crc, length, shift, incompat, ro_compat, compat, uuid, created
 CONFIG_MAGIC = b"MMPCconf"
+INCOMPAT_AT, INCOMPAT_COMPRESSED = 24, 1  # a bit of it: there may be compressed records
 
 SEGMENT_HEADER = Struct("<8sIIQQQQ16s")  # magic, crc, generation, number, salt, epoch, stable, uuid
 SEGMENT_MAGIC = b"\0MMPCseg"
@@ -119,7 +120,8 @@ PLACE_BITS = 16
 MAX_WTS = (1 << 48) - 2
 MAX_COLOUR = (1 << 46) - 1
 BASE, DELTA, FREE, INTENT = 1, 2, 3, 4
-INNER = 1 << 44  # in `shape`
+COMPRESSED = 1 << 43  # in `shape`, as the others
+INNER = 1 << 44
 INDEX = 2 << 44
 INDEX_MAX = 32
 EXTENT = 4 << 44
@@ -166,18 +168,18 @@ def colour_of(page_colour: int, prev_colour: int) -> int:
 
 def sane(shape: int, version: int, prev: int) -> str | None:
     """What is wrong with the fields of a record whose checksum holds; None: they can be."""
-    kind, depth, wts = shape >> 40 & 15, shape >> 32 & 255, version >> PLACE_BITS
+    kind, depth, wts = shape >> 40 & 7, shape >> 32 & 255, version >> PLACE_BITS
     if kind not in (BASE, DELTA, FREE, INTENT):
         return f"kind {kind} is unknown"
     if shape & FLAGS_UNKNOWN:
-        return f"flags {shape >> 44 & 15:#x} are unknown"
+        return f"flags {shape >> 43 & 31:#x} are unknown"
     if not 0 < wts <= MAX_WTS and kind != INTENT:  # it has the epoch of a mark there
         return f"version {wts} cannot be"
     if shape & INDEX and (kind != DELTA or shape & INNER or not 0 < shape >> 56 <= INDEX_MAX):
         return f"an index of {shape >> 56} bytes cannot be in a record of kind {kind}"
     if shape & EXTENT and (kind == FREE or shape & MASK32 != EXTENT_BODY.size):
         return f"an extent of {shape & MASK32} bytes cannot be in a record of kind {kind}"
-    if kind == FREE and shape & MASK32:
+    if kind == FREE and shape & (MASK32 | COMPRESSED):
         return "a FREE record has a payload"
     if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):
         return f"depth {depth} and predecessor {prev} do not fit kind {kind}"

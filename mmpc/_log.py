@@ -11,6 +11,7 @@ import os
 from array import array
 from bisect import bisect_left
 
+from ._compression import decompressed
 from ._extent import Extent, Run, run_at
 from ._findings import Findings, Problem
 from ._layout import (
@@ -18,6 +19,7 @@ from ._layout import (
     BASE,
     BLOCK,
     COMMIT_XOR,
+    COMPRESSED,
     EXTENT,
     EXTENT_BODY,
     FREE,
@@ -118,7 +120,7 @@ class Record:
         self, address: int, shape: int, page_colour: int, version: int, prev_colour: int, standing: int
     ) -> None:
         self.address, self.shape, self.version, self.standing = address, shape, version, standing
-        self.length, self.depth, self.kind = shape & MASK32, shape >> 32 & 255, shape >> 40 & 15
+        self.length, self.depth, self.kind = shape & MASK32, shape >> 32 & 255, shape >> 40 & 7
         self.tag = shape >> 48 & 255
         self.page = page_colour & PAGE_MASK
         self.colour = colour_of(page_colour, prev_colour)
@@ -223,6 +225,8 @@ class Log:
         self.covered: dict[int, Run] = {}  # the newest run that a segment is, or was, one of
         self._late: dict[int, Record | None] = {}
         self._extents: set[tuple[int, int]] = set()  # those that were looked at, and are whole
+        self._frames: set[tuple[int, int]] = set()  # compressed payloads that can be decompressed: address, version
+        self.flags = 0  # of all records, as bits of `shape`
 
     # ---- reading
 
@@ -324,6 +328,7 @@ class Log:
         """Appends the whole records of a lease, up to the first that is not."""
         start, number, sum_of, unpack = ffi.from_buffer(data), ffi.new("uint64_t *"), lib.mm_crc32c, RECORD.unpack_from
         base, at, end, inner, inner_page = lease.address, LEASE_HEADER.size, len(data), 0, -1
+        flags = 0
         while at + 40 <= end:
             word, shape, page_colour, version, prev_colour = unpack(data, at)
             n = shape & MASK32
@@ -337,8 +342,9 @@ class Log:
             commit = word >> 32
             if sum_ != word & MASK32 or (commit and commit != (sum_ ^ COMMIT_XOR or MASK32)):
                 break
+            flags |= shape
             page = page_colour & PAGE_MASK
-            if shape >> 40 & 15 == INTENT:  # of no page
+            if shape >> 40 & 7 == INTENT:  # of no page
                 if commit and not self._discarded(colour_of(page_colour, prev_colour)):
                     self.later[base + at] = int.from_bytes(data[at + 40 : at + 48], "little")
                 at, inner, inner_page = stop, 0, -1
@@ -366,6 +372,7 @@ class Log:
             if standing == COMMITTED:
                 self._count(lease, page, len(self.standings) - 1, version, colour_of(page_colour, prev_colour))
             at = stop
+        self.flags |= flags
         lease.end = base + at
         self.bytes += at - LEASE_HEADER.size
 
@@ -524,6 +531,8 @@ class Log:
             if wrong is not None:
                 return Problem("log", record.address, wrong, page)
             damaged = self._wrong_with_extent(record) if record.shape & EXTENT else None
+            if damaged is None and record.shape & COMPRESSED:
+                damaged = self._wrong_with_frame(record)
             if damaged is not None:
                 return damaged
             if record.kind in (BASE, FREE):
@@ -555,7 +564,14 @@ class Log:
         return Extent(self.read(record.address + RECORD.size, EXTENT_BODY.size).ljust(EXTENT_BODY.size, b"\0"))
 
     def payload(self, record: Record) -> bytes:
-        """Of a record that was whole when it was read; without what is damaged in a run: that its chain tells."""
+        """The fragment of a record that was whole when it was read, and whose chain was judged; empty where that found
+        that it cannot be decompressed.
+        """
+        stored = self.stored(record)
+        return (decompressed(stored) or b"") if record.shape & COMPRESSED else stored
+
+    def stored(self, record: Record) -> bytes:
+        """The payload as it lies in the log; without what is damaged in a run: that its chain tells."""
         if record.shape & EXTENT:
             pieces = self.extent(record).checked(self.read, self.uuid)
             return b"".join(piece for _at, piece in pieces if piece is not None)
@@ -575,6 +591,15 @@ class Log:
                 return Problem("log", at, f"{what} of the record at {record.address} is damaged", record.page)
             self.bytes += len(piece)
         self._extents.add((extent.address, extent.generation))
+        return None
+
+    def _wrong_with_frame(self, record: Record) -> Problem | None:
+        key = record.address, record.version
+        if key in self._frames:
+            return None
+        if decompressed(self.stored(record)) is None:
+            return Problem("log", record.address, "its payload cannot be decompressed", record.page)
+        self._frames.add(key)
         return None
 
     def _wrong_with_run(self, extent: Extent, page: int) -> str | None:

@@ -80,10 +80,16 @@ class Collections:
 
         handle: Any = self
         payload, r = codec.encode(roots), ffi.new("mm_result *")
+        compress = handle._compression.compress
+        frame = compress(payload) if compress is not None else None
         k = ffi.new("mm_key *", {"pid": 0, "head": key.head, "wts": key.wts, "lsn": key.last_lsn})
         while True:
             handle._here()
-            status = lib.mm_replace_reserved(handle._attachment.mm, k, payload, len(payload), 0, r)
+            mm = handle._attachment.mm
+            if frame is not None:
+                status = lib.mm_write_compressed(mm, lib.MM_WRITE_META, k, 0, frame, len(frame), r)
+            else:
+                status = lib.mm_replace_reserved(mm, k, payload, len(payload), 0, r)
             if status == errors.OK:
                 if r.due:
                     handle._due()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import _files, _store
+from . import _compression, _files, _store
 from ._checks import check_bool, check_cleanup, check_int, check_path, check_power
 from ._face import T
 from .materializer import Materializer, by_name
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = 64 << 20
 DEFAULT_THRESHOLD = 10
+DEFAULT_FACTOR = 5
 NEVER = 1000  # deeper than any chain
 
 
@@ -38,6 +39,8 @@ def open(
     event_log: str | os.PathLike[str] | None = None,
     metrics: bool = True,
     print_profile_on_close: bool = False,
+    use_compression: bool = False,
+    compression_factor: int = DEFAULT_FACTOR,
 ) -> PageCache[T]:
     """Opens the store in directory `path`, for any number of processes at once.
 
@@ -69,9 +72,14 @@ def open(
     `event_log`, a directory that is made if need be, or the environment variable MMPC_EVENT_LOG: what the handle does
     is written there, for programs that judge it (`mmpc.event_log`); it makes every verb slow.
 
+    `use_compression`: what this handle writes is compressed with zstandard, each fragment by itself, at the level
+    `compression_factor` (1 to 22), where that makes it smaller. It needs the extra `mmpc[compression]`, and so does
+    every later open of that store. Any handle reads what is compressed and what is not.
+
     Errors: FileNotFoundError (no store, no `create`); IncompatibleStore (another format, materializer or
     segment size; `temporary` for a store made to stay; a directory that is not a store); CorruptionError;
-    Unsupported (a file system that cannot do it, no write permission); StoreBusy; DiskFullError; ValueError, TypeError.
+    Unsupported (a file system that cannot do it, no write permission, no zstandard where it is needed);
+    StoreBusy; DiskFullError; ValueError, TypeError.
     docs/options.md has all options in a table, and what becomes of one that is changed at the next open.
     """
     if not isinstance(materializer, Materializer):
@@ -109,6 +117,10 @@ def open(
     )
     options.metrics = check_bool("metrics", metrics)
     options.profile = check_bool("print_profile_on_close", print_profile_on_close)
+    check_int("compression_factor", compression_factor, 1, 22)
+    if check_bool("use_compression", use_compression) and not read_only:
+        _compression.needed("use_compression=True was asked for")
+        options.compression = compression_factor
     observes = read_only and not _files.may_write(where)
     told = event_log if event_log is not None else os.environ.get("MMPC_EVENT_LOG") or None
     recorded = check_path("event_log", told) if told is not None else None
@@ -145,6 +157,7 @@ def reopen(
     id_interval: int = _store.ID_INTERVAL,
     metrics: bool = True,
     profile: bool = False,
+    compression: int | None = None,
     event_log: str | None = None,
 ) -> PageCache[T]:
     """What a pickled handle becomes."""
@@ -163,4 +176,6 @@ def reopen(
         event_log=event_log,
         metrics=metrics,
         print_profile_on_close=profile,
+        use_compression=compression is not None,
+        compression_factor=compression if compression is not None else DEFAULT_FACTOR,
     )

@@ -10,11 +10,11 @@ follows one, and the object cache is never left half changed across one.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import errors
 from ._native import ffi, lib
+from ._portable_cache import Entry, ObjectCache
 from ._portable_view import Hold, View, copied, held
 from .results import Counter, Free, Materialized, Meta, PagePtr, Unallocated
 
@@ -27,124 +27,15 @@ __all__ = ["Counter", "Free", "Materialized", "Meta", "PagePtr", "Unallocated", 
 
 T = TypeVar("T")
 
-OVERHEAD = 512  # what an entry costs beside the value: twice what it does in csrc/objects.h
 KIND_FREE = 3  # MM_KIND_FREE of csrc/layout.h
 PIDS = 1 << 40  # page ids are below
 NO_ID = 2**64 - 1  # MM_ID_NONE
 SCRATCH = 16 << 10
-READ_FRAGMENTS = 2  # MM_READ_FRAGMENTS of csrc/mmpc.h
+READ_FRAGMENTS, READ_TO_MERGE = 2, 3  # of csrc/mmpc.h: MM_READ_FRAGMENTS, MM_READ_TO_MERGE
+ALLOCATE, APPEND, LINK, REPLACE, CONSOLIDATE = 0, 1, 2, 3, 5  # enum mm_write
 _EVICTIONS = lib.mm_metric_named(0, b"cache_evictions")
 _SERIALIZE, _DESERIALIZE = lib.mm_metric_named(1, b"serialize"), lib.mm_metric_named(1, b"deserialize")
 _EVERY_SERIALIZE, _EVERY_DESERIALIZE = 128, 64  # one in so many is timed, and stands for as many (csrc/metrics.h)
-
-
-class Entry:
-    """One object of the cache and its place in the queue."""
-
-    __slots__ = ("generation", "head", "newer", "older", "page", "pid", "size", "visited", "wts")
-
-    def __init__(self, pid: int, head: int, generation: int, wts: int, size: int, page: Any) -> None:
-        self.pid = pid
-        self.head = head
-        self.generation = generation
-        self.wts = wts
-        self.size = size
-        self.page = page
-        self.visited = False
-        self.newer: Entry | None = None
-        self.older: Entry | None = None
-
-
-class ObjectCache:
-    """Decoded pages by page id, bounded in bytes, evicted by SIEVE (see csrc/objects.h); any thread.
-
-    Victims leave the lock alive: their destructors, which may use the cache, run when the caller lets go.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.bytes = self.misses = self.evictions = 0
-        self.encoded = 0  # fragments
-        self.entries: dict[int, Entry] = {}
-        self._newest: Entry | None = None
-        self._oldest: Entry | None = None
-        self._hand: Entry | None = None
-        self._lock = threading.Lock()
-
-    def put(self, entry: Entry) -> list[Entry]:
-        """Stores `entry` if it fits and no newer version of the page is there; returns what had to go."""
-        charge = entry.size + OVERHEAD
-        gone: list[Entry] = []
-        with self._lock:
-            old = self.entries.get(entry.pid)
-            if old is not None and old.wts > entry.wts:
-                return gone
-            if old is not None:
-                self._take(old)
-                gone.append(old)
-            if charge > self.capacity:
-                return gone
-            while self.bytes + charge > self.capacity:
-                gone.append(self._evict())
-            self._enqueue(entry)
-        entry.visited = old is not None
-        return gone
-
-    def remove(self, pid: int) -> Entry | None:
-        """Takes the entry of a page out."""
-        with self._lock:
-            entry = self.entries.get(pid)
-            if entry is not None:
-                self._take(entry)
-            return entry
-
-    def clear(self) -> list[Entry]:
-        """Takes everything out."""
-        with self._lock:
-            gone = list(self.entries.values())
-            self.entries = {}
-            self._newest = self._oldest = self._hand = None
-            self.bytes = 0
-        for entry in gone:
-            entry.newer = entry.older = None
-        return gone
-
-    def _enqueue(self, entry: Entry) -> None:
-        entry.older = self._newest
-        if self._newest is not None:
-            self._newest.newer = entry
-        else:
-            self._oldest = entry
-        self._newest = entry
-        self.entries[entry.pid] = entry
-        self.bytes += entry.size + OVERHEAD
-
-    def _take(self, entry: Entry) -> None:
-        if self._hand is entry:
-            self._hand = entry.newer
-        if entry.newer is not None:
-            entry.newer.older = entry.older
-        else:
-            self._newest = entry.older
-        if entry.older is not None:
-            entry.older.newer = entry.newer
-        else:
-            self._oldest = entry.newer
-        entry.newer = entry.older = None
-        del self.entries[entry.pid]
-        self.bytes -= entry.size + OVERHEAD
-
-    def _evict(self) -> Entry:
-        entry = self._hand or self._oldest
-        assert entry is not None
-        while entry.visited:
-            entry.visited = False
-            entry = entry.newer or self._oldest
-            assert entry is not None
-        self._hand = entry
-        self.evictions += 1
-        self._take(entry)
-        return entry
 
 
 class Binding(NamedTuple):
@@ -157,6 +48,16 @@ class Binding(NamedTuple):
     last: bool
     size_of: Callable[[Any], int] | None
     owner: Any
+    decompress: Callable[[int, bytes, int], bytes]
+    compress: Callable[[bytes], bytes | None] | None
+
+
+class Payload(NamedTuple):
+    """An encoded fragment; compressed, it has the class of what it was."""
+
+    body: bytes
+    compressed: bool = False
+    tag: int = 0
 
 
 class Read(NamedTuple):
@@ -200,16 +101,22 @@ class Verbs(Generic[T]):
         size_of: Callable[[Any], int] | None,
         capacity: int,
         owner: Any,
+        decompress: Callable[[int, bytes, int], bytes],
+        compress: Callable[[bytes], bytes | None] | None,
+        compress_from: int,
         /,
     ) -> None:
-        """Attaches the verbs to the core; what is cached stays. `owner` keeps the attachment for views.
+        """Attaches the verbs to the core; what is cached stays. `owner` keeps the attachment for views; the last three
+        are of `_compression`, which asks for the least size itself.
 
         `pack` serves one caller at a time, which only the C face can promise: here codec.encode is called.
         """
         if capacity < self._objects.capacity:
             self._objects.clear()
         self._objects.capacity = capacity
-        self._binding = Binding(ffi.cast("mm *", address), unpack, merge, kind, size_rule_last, size_of, owner)
+        core = ffi.cast("mm *", address)
+        of_values = (unpack, merge, kind, size_rule_last, size_of)
+        self._binding = Binding(core, *of_values, owner, decompress, compress)
 
     def _unbind(self) -> None:
         """Detaches the verbs and drops the object cache."""
@@ -276,7 +183,7 @@ class Verbs(Generic[T]):
             binding = self._bound(pid)
             status, body = errors.NOPAGE if not known else errors.RESERVED if pid < 2 else errors.OK, b""
             if status == errors.OK:
-                status, body = _read(binding.mm, pid, 0, READ_FRAGMENTS, r)
+                status, body = _read(binding, pid, 0, READ_FRAGMENTS, r)
             if status == errors.OK and r.kind == KIND_FREE:
                 status = errors.FREED
             if status == errors.OK:
@@ -293,7 +200,7 @@ class Verbs(Generic[T]):
             binding = self._bound(pid)
             entry = self._objects.entries.get(pid)
             wts, page, size = (entry.wts, entry.page, entry.size) if entry is not None else (0, None, 0)
-            status, body = _read(binding.mm, pid, wts, int(binding.kind != 0 and pid > 1), r)
+            status, body = _read(binding, pid, wts, int(binding.kind != 0 and pid > 1), r)
             if status == errors.OK:
                 return self._answer(binding, _result(r, body), pid, page, size, may_tidy)
             if status in (errors.NOPAGE, errors.FREED):
@@ -342,8 +249,9 @@ class Verbs(Generic[T]):
 
         They stay as they are while the view, or a memoryview or array made of it, lives: through replace, free,
         close and fork. A page of several fragments is consolidated first; where that cannot be, the view is of a
-        copy (zero_copy is False). The checksum is verified when this process first views the bytes. Raises
-        PageNotFound, PageFreed, CorruptionError, or Unsupported for pages 0 and 1 and for values of another type.
+        copy (zero_copy is False), as is that of a page that is compressed. The checksum is verified when this
+        process first views the bytes. Raises PageNotFound, PageFreed, CorruptionError, or Unsupported for pages 0
+        and 1 and for values of another type.
         """
         _check_tx(self, tx)
         known, tries = _page_id(pid), 0
@@ -354,12 +262,25 @@ class Verbs(Generic[T]):
             status = hold.take(binding.mm, pid, r) if known else errors.NOPAGE
             if status == errors.OK:
                 return held(hold, _key(r))
+            if status == errors.COMPRESSED:
+                status, body = self._whole(binding, pid, r)
+                if status == errors.OK:
+                    return copied(body, _key(r))
             if status != errors.CHAIN:
                 self._failed(status, r, pid, None)
             elif (copy := self._contiguous(pid, tries)) is not None:
                 return copied(*copy)
             else:
                 tries += 1
+
+    def _whole(self, binding: Binding, pid: int, r: Any) -> tuple[int, bytes]:
+        """The encoded value of a page; CHAIN: of several fragments that Python merges."""
+        status, body = _read(binding, pid, 0, READ_TO_MERGE, r)
+        if status != errors.OK or r.kind == KIND_FREE:
+            return status or errors.FREED, b""
+        if not r.merged and r.count != 1:
+            return errors.CHAIN, b""
+        return errors.OK, body if r.merged else body[1:]  # without the header of the array
 
     def _contiguous(self, pid: int, tries: int) -> tuple[bytes, PagePtr] | None:
         """Makes the page one record, or answers its value, encoded, and its key."""
@@ -385,10 +306,27 @@ class Verbs(Generic[T]):
     def _publish(self, binding: Binding, pid: int, wts: int, value: Any, r: Any) -> int:
         """Publishes the merge of everything up to `wts` as the base of the page."""
         if binding.kind:
-            return int(lib.mm_consolidate_native(binding.mm, pid, r))
-        payload = _encode(value)
-        binding = self._bound(pid)
-        return int(lib.mm_consolidate(binding.mm, pid, wts, payload, len(payload), r))
+            return self._merge_chain(binding, pid, r)
+        return self._consolidated(pid, wts, _packed(binding, _encode(value)), r)
+
+    def _consolidated(self, pid: int, wts: int, payload: Payload, r: Any) -> int:
+        mm, key = self._bound(pid).mm, ffi.new("mm_key *", {"pid": pid, "wts": wts})
+        if payload.compressed:
+            body = payload.body
+            return int(lib.mm_write_compressed(mm, CONSOLIDATE, key, payload.tag, body, len(body), r))
+        return int(lib.mm_consolidate(mm, pid, wts, payload.body, len(payload.body), r))
+
+    def _merge_chain(self, binding: Binding, pid: int, r: Any) -> int:
+        """Merges a chain, native materializers only: in C, or, where it is compressed or to be compressed, here."""
+        status = int(lib.mm_consolidate_native(binding.mm, pid, r))
+        if status != errors.COMPRESSED:
+            return status
+        status, body = self._whole(self._bound(pid), pid, r)
+        if status == errors.OK and r.depth < 2:
+            return errors.CONFLICT
+        if status != errors.OK:
+            return status
+        return self._consolidated(pid, r.key.wts, _packed(binding, body), r)
 
     def _consolidate(self, pid: int, /) -> bool:
         """Merges the page's chain to a new base; False: nothing to do, or somebody else did."""
@@ -444,7 +382,7 @@ class Verbs(Generic[T]):
         """
         self._bound()
         _check_tx(self, tx)
-        batch: list[tuple[int, bool, bytes, Any]] = []
+        batch: list[tuple[int, bool, Payload, Any]] = []
         for i, item in enumerate(list(items)):
             pair: tuple[Any, ...] = tuple(item)
             if len(pair) != 2:
@@ -465,7 +403,7 @@ class Verbs(Generic[T]):
         self._bound(None, fragment)
         payload = self._encoded(fragment)
         r = ffi.new("mm_result *")
-        while status := lib.mm_allocate(self._bound(None, fragment).mm, payload, len(payload), r):
+        while status := _write(lib.mm_allocate, ALLOCATE, self._bound(None, fragment).mm, _NO_KEY, payload, r):
             self._failed(status, r, None, fragment)
         key = _key(r)
         return key.pid, key
@@ -475,14 +413,14 @@ class Verbs(Generic[T]):
 
         Raises Conflict (.current, .rejected) otherwise.
         """
-        return self._at_key(lib.mm_link, pid, key, fragment, tx)
+        return self._at_key(lib.mm_link, LINK, pid, key, fragment, tx)
 
     def replace(self, pid: int, key: PagePtr, fragment: T, tx: Tx | None = None) -> PagePtr:
         """Makes `fragment` the whole page if nobody wrote since `key`; returns the new key.
 
         Raises Conflict (.current, .rejected) otherwise.
         """
-        return self._at_key(lib.mm_replace, pid, key, fragment, tx)
+        return self._at_key(lib.mm_replace, REPLACE, pid, key, fragment, tx)
 
     def free(self, pid: int, key: PagePtr, tx: Tx | None = None) -> PagePtr:
         """Frees the page if nobody wrote since `key`; returns the key of the free page.
@@ -498,28 +436,28 @@ class Verbs(Generic[T]):
         self._objects.remove(pid)
         return _key(r)
 
-    def _encoded(self, fragment: Any) -> bytes:
+    def _encoded(self, fragment: Any) -> Payload:
         weight, binding = _sample(self._objects.encoded, _EVERY_SERIALIZE), self._binding
         self._objects.encoded += 1
         begun = lib.mm_ticks(binding.mm) if weight and binding is not None else 0
         payload = _encode(fragment)
         self._time(_SERIALIZE, begun, weight)
-        return payload
+        return _packed(binding, payload)
 
     def _time(self, histogram: int, begun: int, weight: int) -> None:
         if begun and self._binding is not None:
             lib.mm_metrics_time(self._binding.mm, histogram, begun, weight)
 
-    def _append(self, pid: int, known: bool, payload: bytes, fragment: Any) -> PagePtr:
-        r = ffi.new("mm_result *")
+    def _append(self, pid: int, known: bool, payload: Payload, fragment: Any) -> PagePtr:
+        r, key = ffi.new("mm_result *"), ffi.new("mm_key *", {"pid": pid if known else 0})
         while True:
             mm = self._bound(pid, fragment).mm
-            status = lib.mm_append(mm, pid, payload, len(payload), r) if known else errors.NOPAGE
+            status = _write(lib.mm_append, APPEND, mm, key, payload, r) if known else errors.NOPAGE
             if status == errors.OK:
                 return self._written(r)
             self._failed(status, r, pid, fragment)
 
-    def _at_key(self, core: Any, pid: int, key: PagePtr, fragment: Any, tx: Tx | None) -> PagePtr:
+    def _at_key(self, core: Any, verb: int, pid: int, key: PagePtr, fragment: Any, tx: Tx | None) -> PagePtr:
         self._bound(pid, fragment)
         _check_tx(self, tx)
         known, k = _page_key(pid, key)
@@ -527,7 +465,7 @@ class Verbs(Generic[T]):
         r = ffi.new("mm_result *")
         while True:
             mm = self._bound(pid, fragment).mm
-            status = core(mm, k, payload, len(payload), r) if known else errors.NOPAGE
+            status = _write(core, verb, mm, k, payload, r) if known else errors.NOPAGE
             if status == errors.OK:
                 return self._written(r)
             self._failed(status, r, pid, fragment)
@@ -538,10 +476,16 @@ class Verbs(Generic[T]):
         binding = self._binding
         due = bool(r.due)
         if r.tidy and binding is not None and binding.kind:
-            lib.mm_consolidate_native(binding.mm, key.pid, r)
+            self._merge_after(binding, key.pid, r)
         if due:
             self._due()
         return key
+
+    def _merge_after(self, binding: Binding, pid: int, r: Any) -> None:
+        try:
+            self._merge_chain(binding, pid, r)
+        except Exception:
+            return
 
 
 # ---- arguments
@@ -583,11 +527,15 @@ def _key(r: Any) -> PagePtr:
     return PagePtr(k.pid, k.head, k.wts, k.lsn)
 
 
-def _read(mm: Any, pid: int, known: int, how: int, r: Any) -> tuple[int, bytes]:
+def _read(binding: Binding, pid: int, known: int, how: int, r: Any) -> tuple[int, bytes]:
     room = SCRATCH
     while True:
         buffer = ffi.new("uint8_t[]", room)
-        status = lib.mm_read(mm, pid, known, how, buffer, room, r)
+        status = lib.mm_read(binding.mm, pid, known, how, buffer, room, r)
+        if status == errors.COMPRESSED:
+            body = binding.decompress(pid, ffi.buffer(buffer, r.length)[:], r.merged)
+            r.cost = lib.mm_merge_cost(body, len(body))
+            return errors.OK, body
         if status != errors.SPACE:
             has_body = status == errors.OK and r.kind != KIND_FREE
             return status, ffi.buffer(buffer, r.length)[:] if has_body else b""
@@ -616,6 +564,31 @@ def _measure(binding: Binding, value: Any, read: Read, before: int) -> int:
     if read.whole:
         return read.cost
     return max(before, read.cost) if binding.last else before + read.cost
+
+
+# ---- writing
+
+
+_NO_KEY = ffi.new("mm_key *")
+
+
+def _packed(binding: Binding | None, body: bytes) -> Payload:
+    """The payload, compressed where the handle does that and it gains anything."""
+    if binding is None or binding.compress is None:
+        return Payload(body)
+    tag = int(lib.mm_merge_class(binding.kind, body, len(body))) if binding.kind else 0
+    frame = binding.compress(body) if tag or not binding.kind else None  # else the core says what is wrong with it
+    return Payload(body) if frame is None else Payload(frame, True, tag)
+
+
+def _write(core: Any, verb: int, mm: Any, key: Any, payload: Payload, r: Any) -> int:
+    """A verb of the core, or what stands for it where the payload is compressed."""
+    body = payload.body
+    if payload.compressed:
+        return int(lib.mm_write_compressed(mm, verb, key, payload.tag, body, len(body), r))
+    if verb == ALLOCATE:
+        return int(core(mm, body, len(body), r))
+    return int(core(mm, key.pid if verb == APPEND else key, body, len(body), r))
 
 
 # ---- the codec

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 
-from . import _files, _recovery, _snapshot, errors, failpoints
+from . import _compression, _files, _recovery, _snapshot, errors, failpoints
 from ._files import Config, Descriptors
 from ._native import ffi, lib
 from ._recovery import must
@@ -65,6 +65,8 @@ class Options:
 
     __slots__ = (
         "cleanup",
+        "compression",
+        "decodes",
         "flush_every_ms",
         "id_interval",
         "kind",
@@ -93,7 +95,11 @@ class Options:
         id_interval: int = ID_INTERVAL,
         metrics: bool = True,
         profile: bool = False,
+        compression: int | None = None,
+        decodes: bool = True,
     ) -> None:
+        self.compression = compression  # compression_factor, where writes compress
+        self.decodes = decodes  # False: fragments are moved and not looked into
         self.cleanup = cleanup  # segment_cleanup_threshold and _skew, in percent
         self.mapped = mapped
         self.id_interval = id_interval  # idgen_persist_interval
@@ -133,7 +139,7 @@ def _open(options: Options, create: bool) -> tuple[Attachment, bool]:
         config = _files.read_config(options.path)
         if config is not None:
             _compare(config, options)
-            attachment = _attach(config, options)
+            attachment = _attach(config, options) if _says_so(config, options) else None
             if attachment is not None:
                 return attachment, True
         elif not create:
@@ -173,6 +179,22 @@ def _compare(config: Config, options: Options) -> None:
             f"{options.path!r} was made to stay (temporary=False); temporary=True would remove it at the last close"
         )
     options.temporary = config.temporary
+    if config.compressed and options.decodes:
+        _compression.check_here(options.path)
+
+
+def _says_so(config: Config, options: Options) -> bool:
+    """Whether the store says what this handle may write into it. That is durable before the handle is attached: died at
+    any time, there is no compressed record in a store that does not say that there may be one.
+    """
+    return config.compressed or options.compression is None
+
+
+def _say_so(config: Config, options: Options) -> None:
+    """Under `open.lock`. Processes that are attached go by what they find in each record."""
+    if not _says_so(config, options):
+        config.incompat |= _files.COMPRESSED
+        _files.write_config(options.path, config)
 
 
 def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
@@ -181,6 +203,7 @@ def _core_config(config: Config, options: Options, files: Descriptors) -> Any:
         setattr(c, name, files.get(name))
     c.merge_kind, c.threshold, c.segment_shift = options.kind, options.threshold, config.segment_shift
     c.clean_threshold, c.clean_skew = options.cleanup
+    c.compress_from = _compression.LEAST if options.compression is not None else 0
     c.failpoints = failpoints._block
     c.observes = lib.MM_OBSERVE_LIVE if files.reading else lib.MM_OBSERVE_NOT
     c.id_interval = options.id_interval
@@ -273,6 +296,7 @@ def _open_locked(options: Options, create: bool) -> tuple[Attachment, bool] | No
                 raise absent(path)
             return _create(options), False
         _compare(config, options)
+        _say_so(config, options)
         attachment = _attach(config, options, locked=True) or _recover(config, options)
         return None if attachment is None else (attachment, True)
     finally:
@@ -290,7 +314,9 @@ def _create(options: Options) -> Attachment:
         shift = options.segment_shift if options.segment_shift is not None else 23
         options.temporary = options.wants_temporary
         compat = _files.TEMPORARY if options.temporary else 0
-        config = Config(os.urandom(16), shift, options.materializer, CODEC, time.time_ns(), compat=compat)
+        features = _files.COMPRESSED if options.compression is not None else 0
+        facts = (options.materializer, CODEC, time.time_ns())
+        config = Config(os.urandom(16), shift, *facts, compat=compat, incompat=features)
         _files.write_config(options.path, config)
         attachment = _recover(config, options)
         if attachment is None:
@@ -576,10 +602,14 @@ def truncate_after_last(options: Options) -> None:
 
     r, cut = ffi.new("mm_result *"), ffi.new("uint64_t *")
     try:
-        config = _files.read_config(options.path)
+        if _files.read_config(options.path) is None:
+            return
         with FileLock(os.path.join(options.path, "open.lock"), mode=0o600, timeout=1), Descriptors() as files:
             files.open(options.path, _FILES_OF_ATTACHMENT)
-            if config is None or lib.mm_lock_range(files.get("lock"), 0, _files.SLOTS) != errors.OK:
+            if lib.mm_lock_range(files.get("lock"), 0, _files.SLOTS) != errors.OK:
+                return
+            config = _files.read_config(options.path)  # nobody else writes it now: what it says is kept
+            if config is None:
                 return
             c = _core_config(config, options, files)
             if lib.mm_identity_check(c, r) == errors.OK and _cut_is_said(options.path, config, c, r):

@@ -27,16 +27,17 @@ class _Opaque(Materializer["Any"]):
         raise errors.Unsupported(f"the materializer {self.name!r} is not here: values cannot be read")
 
 
-def visit(path: str | os.PathLike[str]) -> PageCache[Any]:
+def visit(path: str | os.PathLike[str], decodes: bool = False) -> PageCache[Any]:
     """Opens a store that is there, whatever its materializer; it recovers it if need be, as any open does.
 
-    Chains are never consolidated by this handle, since nothing can be merged. Errors: those of `open`.
+    Chains are never consolidated by this handle, since nothing can be merged. `decodes`: fragments are read, so what
+    they were compressed with must be here. Errors: those of `open`.
     """
     where = os.path.abspath(os.fsdecode(path))
     config = _files.read_config(where)
     if config is None:
         raise _store.absent(where)
-    options = _store.Options(where, config.materializer, 0, NEVER, None, False)
+    options = _store.Options(where, config.materializer, 0, NEVER, None, False, decodes=decodes)
     return PageCache(_Opaque(config.materializer), options, False, 0)
 
 

@@ -108,8 +108,9 @@ class Wreck(Log):
 
     def _add(self, address: int, fields: tuple[int, ...]) -> None:
         word, shape, page_colour, version, prev_colour = fields
-        if shape >> 40 & 15 == INTENT:
+        if shape >> 40 & 7 == INTENT:
             return  # of no page
+        self.flags |= shape
         self.addresses.append(address)
         self.shapes.append(shape)
         self.page_colours.append(page_colour)

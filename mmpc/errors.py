@@ -5,7 +5,7 @@
     ├── PageNotFound         the page id was never allocated
     ├── PageFreed            the page is free
     ├── CollectionNotFound   no collection of that name
-    ├── Unsupported          not possible here: reserved pages, read-only handles, this file system
+    ├── Unsupported          not possible here: reserved pages, read-only handles, this file system, a missing extra
     ├── CorruptionError      damaged bytes: .file and .offset say where
     ├── StoreFailed          a sync failed; the store must be reopened
     ├── DiskFullError        no room; nothing was written          (also OSError, errno ENOSPC)
@@ -124,7 +124,7 @@ SNAPSHOT = 7
 OK, CONFLICT, NOPAGE, FREED, CHAIN, CORRUPT, FULL, TOOBIG, FORKED = range(9)
 BACKGROUND, ALL = 1, 2  # enum mm_effort
 MISMATCH_FAILED = 7  # enum mm_mismatch: a sync has failed
-CLOSED, FAILED, TYPE, OS, RESERVED, SPACE, BUSY, MISMATCH, LIMIT, UNUSABLE = range(9, 19)
+CLOSED, FAILED, TYPE, OS, RESERVED, SPACE, BUSY, MISMATCH, LIMIT, UNUSABLE, COMPRESSED = range(9, 20)
 
 
 def from_status(

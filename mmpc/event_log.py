@@ -58,7 +58,7 @@ def state(pages: PageCache[Any]) -> dict[str, Any]:
             continue
         for address, _version, shape in records:
             live[address >> shift] = live.get(address >> shift, 0) + span_of(body_of(shape))
-        free = records[0][2] >> 40 & 15 == FREE
+        free = records[0][2] >> 40 & 7 == FREE
         found.append([page, records[0][1] >> 16, free, [address for address, _version, _shape in records]])
     segments = [[number, generation, live.get(number, 0)] for number, generation in _segments(pages.path)]
     counter: Any = pages.get(1)

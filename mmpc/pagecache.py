@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 
-from . import _backup, _files, _maintenance, _snapshot, _store, _views, errors
+from . import _backup, _compression, _files, _maintenance, _snapshot, _store, _views, errors
 from ._checks import check_int, check_path
 from ._face import Materialized, PagePtr, T, Verbs
 from ._meta import Collections
@@ -42,6 +42,7 @@ class PageCache(Measured, Verbs[T], Collections):
         "_attachment",
         "_capacity",
         "_closed",
+        "_compression",
         "_flusher",
         "_former",
         "_lock",
@@ -89,6 +90,9 @@ class PageCache(Measured, Verbs[T], Collections):
         address = int(ffi.cast("uintptr_t", self._attachment.mm))
         last = m.size_rule == "last"
         self._owner = _views.Owner(self._attachment, self._options)
+        c = self._compression = _compression.Compression(
+            self._attachment, self._options.kind, self._options.compression
+        )
         self._bind(
             address,
             codec.packer(),
@@ -99,6 +103,9 @@ class PageCache(Measured, Verbs[T], Collections):
             size_of,
             self._capacity if self._caches else 0,
             self._owner,
+            c.decompress,
+            c.compress,
+            _compression.LEAST,
         )
 
     # ---- verbs that are loops around others
@@ -475,6 +482,7 @@ class PageCache(Measured, Verbs[T], Collections):
             o.id_interval,
             o.metrics,
             o.profile,
+            o.compression,
         )
 
     def __repr__(self) -> str:

@@ -11,9 +11,10 @@ import os
 import time
 
 from . import _reserved, _store, _volatile, errors
+from ._compression import Compression, needed
 from ._findings import Findings, Problem
 from ._lasting import Config, Snapshot
-from ._layout import ADDRESS_MASK, BASE, FREE, PAGE_MASK, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
+from ._layout import ADDRESS_MASK, BASE, COMPRESSED, FREE, PAGE_MASK, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
 from ._log import COMMITTED, Record
 from ._native import ffi, lib
 from ._wreck import Wreck
@@ -93,7 +94,7 @@ def salvage(
     `materializer`: its name, needed only where `config` is lost. `progress(done, total)` gets bytes now and then.
 
     Errors: FileNotFoundError, FileExistsError (`dest` holds something), IncompatibleStore, CorruptionError (nothing can
-    be made of `config`, and no `materializer` is given), DiskFullError, OSError.
+    be made of `config`, and no `materializer` is given), DiskFullError, OSError, Unsupported (no zstandard).
     """
     where, into = os.path.abspath(os.fsdecode(path)), os.path.abspath(os.fsdecode(dest))
     if not os.path.isdir(where):
@@ -105,6 +106,8 @@ def salvage(
     with Files(where) as files:
         config = _config(files, materializer)
         found = _Found(files, config, result, progress)
+        if found.log is not None and found.log.flags & COMPRESSED:
+            config.compressed = True  # what says so may be what was lost
         with _New(into, config) as new:
             for page in sorted(found.known - {_reserved.COUNTER}):
                 _save(found, new, page, result)
@@ -243,6 +246,10 @@ class _Found:
         assert self.log is not None
         return self.log.payload(record)  # all of it: its chain was judged
 
+    def stored(self, record: Record) -> bytes:
+        assert self.log is not None
+        return self.log.stored(record)
+
 
 def _left(check: Check, snapshot: Snapshot) -> set[int]:
     """Segments that were retired, or used again, since the snapshot: its heads there were replaced."""
@@ -269,18 +276,37 @@ def _required(check: Check) -> list[tuple[int, int]]:
 class _New:
     """The new store, with this process attached to it."""
 
-    def __init__(self, path: str, config: Config) -> None:
+    def __init__(self, path: str, config: Config, factor: int | None = None) -> None:
+        """`factor`: compression_factor of what `put` is given; None: it is stored as it is."""
+        if factor is not None:
+            needed("compression was asked for")
         native = by_name(config.materializer)
         kind = int(native.kind) if native is not None else 0
         self.path = path
         options = _store.Options(path, config.materializer, kind, DEEP, config.shift, False)
+        options.compression = factor if factor is not None or not config.compressed else 1  # the store is to say so
         self.attachment, _existed = _store.open_store(options, True)
+        self._kind, self._compress = kind, Compression(self.attachment, kind, factor).compress
         self._open = True
 
     def put(self, page: int, kind: int, payload: bytes) -> str | None:
         """Publishes a record; None, or why it cannot be. Errors: DiskFullError, OSError."""
+        if self._compress is not None and kind != FREE and page != _reserved.COUNTER:
+            native = self._kind != 0 and page >= 2
+            tag = int(lib.mm_merge_class(self._kind, payload, len(payload))) if native else 0
+            frame = self._compress(payload) if tag or not native else None  # else the core says what is wrong with it
+            if frame is not None:
+                return self.put_frame(page, kind, tag, frame)
         r = ffi.new("mm_result *")
-        status = lib.mm_restore(self.attachment.mm, page, kind, payload, len(payload), r)
+        return self._said(lib.mm_restore(self.attachment.mm, page, kind, payload, len(payload), r), r, page)
+
+    def put_frame(self, page: int, kind: int, tag: int, frame: bytes) -> str | None:
+        """The same for a fragment that is compressed already; `tag`: the class of what it was."""
+        r = ffi.new("mm_result *")
+        mm = self.attachment.mm
+        return self._said(lib.mm_restore_compressed(mm, page, kind, tag, frame, len(frame), r), r, page)
+
+    def _said(self, status: int, r: Any, page: int) -> str | None:
         if status == errors.OK:
             return None
         error = errors.from_status(
@@ -323,7 +349,11 @@ def _save(found: _Found, new: _New, page: int, result: Salvaged) -> None:
             result.lost.append(wrong)
         return
     for record in reversed(chain):
-        refused = new.put(page, record.kind, found.payload(record))
+        stored = found.stored(record)
+        if record.shape & COMPRESSED:
+            refused = new.put_frame(page, record.kind, record.tag, stored)
+        else:
+            refused = new.put(page, record.kind, stored)
         if refused is not None:
             result.lost.append(Problem("log", record.address, refused, page))
             return

@@ -14,16 +14,18 @@ from __future__ import annotations
 import os
 import time
 
-from . import _files, _reserved, _store, _volatile, errors
+from . import _compression, _files, _reserved, _store, _volatile, errors
 from ._findings import DAMAGE, Findings, Problem
 from ._intents import Intents
 from ._lasting import Config, Marks, Snapshot, mended_config, parse_config, read_marks, read_snapshot
 from ._layout import (
+    COMPRESSED,
     CONFIG,
     CONFIG_MAGIC,
     CONTROL_GLOBALS,
     FORMAT,
     GLOBALS,
+    INCOMPAT_AT,
     MARK_MAGIC,
     MASK32,
     RECORD,
@@ -120,7 +122,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     where damage is found while others write it is looked at again under a pin, so that nothing is used again meanwhile.
 
     `progress(done, total)` is called now and then with bytes. The result is a `Report`; damage is no exception.
-    Errors: FileNotFoundError (no such directory); IncompatibleStore (no store, or of another format); PermissionError.
+    Errors: FileNotFoundError (no such directory); IncompatibleStore (no store, or of another format); PermissionError;
+    Unsupported (there may be compressed fragments, and zstandard is not installed).
     """
     where = os.path.abspath(os.fsdecode(path))
     if not os.path.isdir(where):
@@ -200,7 +203,7 @@ class Files:
 
 def find_config(files: Files, findings: Findings) -> Config:
     """The config of a store, mended where one bit is wrong. Errors: IncompatibleStore (no store, another format);
-    CorruptionError: nothing can be made of it.
+    Unsupported (no zstandard for a store that needs it); CorruptionError: nothing can be made of it.
     """
     try:
         data = _config_bytes(files.path)
@@ -213,6 +216,8 @@ def find_config(files: Files, findings: Findings) -> Config:
     if isinstance(config, Config):
         if not config.compatible:
             raise errors.IncompatibleStore("the store uses features unknown to this mmpc")
+        if config.compressed:
+            _compression.check_here(files.path)
         return config
     mended = mended_config(data or b"")
     if mended is not None:
@@ -275,6 +280,9 @@ class Check:
         limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
         log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
         log.scan(self._tell)
+        if log.flags & COMPRESSED and not config.compressed:
+            said = "it does not say that there may be compressed records, and there are"
+            findings.damage("config", INCOMPAT_AT, said)
         self._required(log)
         self._chains(log, control)
         self._lost_marks(log)

@@ -109,7 +109,7 @@ def seed(uuid: bytes, salt: bytes) -> int:
 
 def body(found: dict[str, int]) -> int:
     """Bytes of payload and index."""
-    return found["length"] + (found["inner"] if found["flags"] & 2 else 0)
+    return found["length"] + (found["inner"] if found["flags"] & 4 else 0)
 
 
 def record_crc(data: bytes, at: int, address: int, start: int) -> int:

@@ -39,7 +39,7 @@ def intents(path: str) -> list[tuple[int, int, bytes]]:
             commit, shape, page_colour, _base, prev_colour = RECORD.unpack_from(log, at)
             if not commit >> 32:
                 break
-            if shape >> 40 & 15 == INTENT:
+            if shape >> 40 & 7 == INTENT:
                 payload = log[at + RECORD.size : at + RECORD.size + body_of(shape)]
                 found.append((at, colour_of(page_colour, prev_colour), payload))
             at += span_of(body_of(shape))
@@ -141,7 +141,7 @@ def addresses(path: str) -> list[int]:
         commit, shape, *_ = RECORD.unpack_from(log, at)
         if not commit >> 32:
             break
-        if shape >> 40 & 15 != INTENT:
+        if shape >> 40 & 7 != INTENT:
             found.append(at)
         at += span_of(body_of(shape))
     return found

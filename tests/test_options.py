@@ -98,7 +98,10 @@ def test_an_option_is_taken_at_its_bounds_and_refused_beyond_them(path: str, nam
             assert pc.get(pid).unwrap() == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["create", "read_only", "temporary", "metrics", "print_profile_on_close"])
+FLAGS = ["create", "read_only", "temporary", "metrics", "print_profile_on_close", "use_compression"]
+
+
+@pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_is_a_bool(path: str, name: str) -> None:
     for wrong in (1, None, "yes"):
         with pytest.raises(TypeError, match=f"{name} must be True or False, not {wrong!r}"):
@@ -138,6 +141,8 @@ OTHER = {
     "idgen_persist_interval": 7,
     "metrics": False,
     "print_profile_on_close": True,
+    "use_compression": True,
+    "compression_factor": 19,
 }
 
 

@@ -26,11 +26,13 @@ IMPORTS: dict[str, set[str]] = {
     "_files": {"errors", "_native", "failpoints"},
     "_arrays": set(),
     "_portable_view": {"errors", "results", "_native", "_arrays"},
-    "_portable": LOW | {"tx", "_portable_view"},
+    "_portable_cache": set(),
+    "_portable": LOW | {"tx", "_portable_cache", "_portable_view"},
     "_face": {"_native", "_hot", "_portable"},
     "_snapshot": {"errors", "_native", "_files", "failpoints"},
     "_recovery": {"errors", "_native", "_files", "_snapshot", "failpoints"},
-    "_store": {"errors", "_native", "_files", "_snapshot", "_recovery", "failpoints"},
+    "_compression": {"errors", "_native"},
+    "_store": {"errors", "_native", "_compression", "_files", "_snapshot", "_recovery", "failpoints"},
     "_maintenance": {"errors", "_native", "_snapshot", "_store"},
     "_readers": {"errors", "_files", "_findings", "_layout", "_volatile"},
     "_backup": {"errors", "_native", "_files", "failpoints", "_findings", "_layout", "_lasting", "_log", "_volatile"}
@@ -44,9 +46,10 @@ IMPORTS: dict[str, set[str]] = {
     "_profile": {"_metrics"},
     "pagecache": LOW
     | {"_backup", "_checks", "_face", "_files", "_maintenance", "_meta", "_open", "_snapshot", "_stats", "_store"}
-    | {"_metrics", "_views", "tx"},
+    | {"_compression", "_metrics", "_views", "tx"},
     "observer": {"errors", "_native", "_face", "_files", "_recovery", "_stats", "_store", "pagecache", "tx"},
-    "_open": {"event_log", "materializer", "observer", "pagecache", "_checks", "_face", "_files", "_store"},
+    "_open": {"event_log", "materializer", "observer", "pagecache", "_checks", "_face", "_files", "_store"}
+    | {"_compression"},
     "_recording": {"errors", "results"},
     "event_log": {"errors", "codec", "_files", "_layout", "_native", "_recording", "pagecache"},
     "_visit": {"errors", "materializer", "pagecache", "_files", "_open", "_store"},
@@ -54,15 +57,15 @@ IMPORTS: dict[str, set[str]] = {
     "_findings": set(),
     "_layout": {"_native"},
     "_extent": {"_layout"},
-    "_log": {"_native", "_layout", "_findings", "_extent"},
+    "_log": {"_native", "_compression", "_layout", "_findings", "_extent"},
     "_lasting": {"_layout", "_findings"},
     "_intents": {"_layout", "_lasting", "_log"},
     "_volatile": {"_layout", "_findings", "_log", "_extent"},
     "verify": {"errors", "_files", "_intents", "_store", "_layout", "_findings", "_log", "_lasting", "_reserved"}
-    | {"_volatile"},
+    | {"_compression", "_volatile"},
     "_wreck": {"_native", "_layout", "_findings", "_log", "_lasting", "_extent"},
     "salvage": {"errors", "materializer", "_native", "_store", "_layout", "_findings", "_log", "_lasting", "_volatile"}
-    | {"_reserved", "_wreck", "verify"},
+    | {"_compression", "_reserved", "_wreck", "verify"},
     "__main__": {"cli"},
     "cli": LOW
     | {"__init__", "demo", "pagecache", "salvage", "verify", "_files", "_findings", "_lasting", "_layout", "_log"}
@@ -72,6 +75,7 @@ IMPORTS: dict[str, set[str]] = {
 
 # Not imported by `import mmpc`: each costs milliseconds, and is imported when first needed.
 LATE = ["asyncio", "dataclasses", "filelock", "inspect", "lmdb", "logging", "msgpack", "numpy", "rich", "tempfile"]
+LATE.append("zstandard")
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}  # reading runs what the bytes say
 
 

@@ -81,7 +81,7 @@ def _dump(options: argparse.Namespace) -> int:
 
 
 def _from(path: str, output: str | None, of: str | None = None) -> int:
-    with visit(path) as pc, Bar("dumping", "pages") as bar:
+    with visit(path, decodes=True) as pc, Bar("dumping", "pages") as bar:
         if output is None:
             Dump(pc, sys.stdout.buffer.write, of or path).run(bar)
             sys.stdout.buffer.flush()
@@ -145,24 +145,35 @@ class Dump:
         if status == errors.NOPAGE:
             return
         r = self._result
-        if status != errors.OK:
+        if status not in (errors.OK, errors.COMPRESSED):
             error = errors.from_status(
                 status, pid=pid, length=r.length, offset=r.offset, file=r.file, os_error=r.os_error, path=self._pc.path
             )
             if isinstance(error, errors.CorruptionError):
-                raise Broken(
-                    f"page {pid} is damaged: {error}; python -m mmpc check {self._path} --salvage DIR saves the others"
-                ) from error
+                raise self._damaged(pid, error) from error
             raise error
         self.pages += 1
         if r.kind == _FREE:
             self.free += 1
             self._line({"page": pid, "free": True})
             return
-        fragments = split(ffi.buffer(self._buffer, r.length)[:], r.count)
+        body = ffi.buffer(self._buffer, r.length)[:]
+        if status == errors.COMPRESSED:
+            body = self._decompressed(pid, body)
+        fragments = split(body, r.count)
         self.fragments += len(fragments)
         self.bytes += sum(map(len, fragments))
         self._line({"page": pid, "fragments": [lines.written(f) for f in fragments]})
+
+    def _damaged(self, pid: int, error: errors.CorruptionError) -> Broken:
+        remedy = f"python -m mmpc check {self._path} --salvage DIR saves the others"
+        return Broken(f"page {pid} is damaged: {error}; {remedy}")
+
+    def _decompressed(self, pid: int, stored: bytes) -> bytes:
+        try:
+            return self._pc._compression.decompress(pid, stored, 0)
+        except errors.CorruptionError as e:
+            raise self._damaged(pid, e) from e
 
     def _read(self, pid: int) -> int:
         """All fragments of the page, as it stands now, into the buffer."""

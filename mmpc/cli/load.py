@@ -13,7 +13,7 @@ from .._lasting import Config
 from .._layout import BASE, DELTA, FREE, PAGE_MASK
 from ..salvage import _New
 from . import lines, show
-from .frame import DONE, Broken, Refused, command
+from .frame import DONE, Broken, Refused, at_least, command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ def add(commands: Any) -> None:
         path="where the new store goes: an empty directory, or none yet",
         reads_only=False,
     )
+    parser.add_argument(
+        "--compress",
+        type=at_least(1, 22),
+        default=None,
+        metavar="FACTOR",
+        help="compress the fragments with zstandard at this level, 1 to 22 (default: they are stored as they are)",
+    )
     parser.add_argument("dump", metavar="DUMP", nargs="?", default="-", help="the dump (default: the standard input)")
 
 
@@ -51,7 +58,7 @@ def _load(options: argparse.Namespace) -> int:
     with source, show.Bar("loading") as bar:
         size = os.fstat(source.fileno()).st_size
         part = f"{where}.{os.getpid()}.part"  # whoever is killed here leaves no store at `where`
-        loaded = Load(source, part)
+        loaded = Load(source, part, options.compress)
         try:
             loaded.run(lambda done: bar(done, max(size, done)))
             # Like a backup it is recovered by the first open, which then knows what the pages say: free ids, numbers.
@@ -75,8 +82,8 @@ def _load(options: argparse.Namespace) -> int:
 class Load:
     """One dump on its way into a new store."""
 
-    def __init__(self, source: BinaryIO, path: str) -> None:
-        self._source, self.path = source, path
+    def __init__(self, source: BinaryIO, path: str, factor: int | None = None) -> None:
+        self._source, self.path, self._factor = source, path, factor
         self._sum = hashlib.sha256()
         self._line = self._last = self.pages = self.free = self.fragments = self.bytes = 0
         self._done = 0
@@ -87,7 +94,7 @@ class Load:
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Loads all of it. Broken: the dump is damaged, or cut short."""
-        with _New(self.path, self._header()) as new:
+        with _New(self.path, self._header(), self._factor) as new:
             self._last = -1
             while True:
                 data, found = self._next()

@@ -11,6 +11,7 @@ from .._layout import (
     ADDRESS_MASK,
     BASE,
     BLOCK,
+    COMPRESSED,
     DELTA,
     EXTENT,
     FREE,
@@ -36,7 +37,7 @@ COLUMNS = (
     *("colour", "bytes", "decoded", "run", "tag", "flags", "committed", "durable"),
 )
 _KINDS = {BASE: "base", DELTA: "delta", FREE: "free"}
-_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"))
+_FLAGS = ((INNER, "inner"), (INDEX, "index"), (EXTENT, "extent"), (COMPRESSED, "compressed"))
 _TRIES = 100  # against writers that change the page all the time
 
 
@@ -193,7 +194,7 @@ def _described(
 
 
 def _stored(log: Log, record: Record) -> tuple[int, int]:
-    """Where the fragment lies, and its bytes there."""
+    """Where the fragment lies, compressed or not, and its bytes there."""
     if record.shape & EXTENT:
         extent = log.extent(record)
         return extent.address + BLOCK, int(extent.length)
@@ -202,7 +203,7 @@ def _stored(log: Log, record: Record) -> tuple[int, int]:
 
 def _decoded(log: Log, record: Record) -> int:
     """Bytes of the fragment, as it is encoded."""
-    return _stored(log, record)[1]
+    return len(log.payload(record)) if record.shape & COMPRESSED else _stored(log, record)[1]
 
 
 def _state(pid: int, chain: list[Record]) -> str:

@@ -351,7 +351,7 @@ def _depth(log: int, address: int, pid: int) -> int:
         return 0
     _sum, shape, page_colour, _version, _prev = RECORD.unpack(data)
     same = page_colour & (1 << 40) - 1 == pid
-    return shape >> 32 & 255 if same and shape >> 40 & 15 in (1, 2) else 0
+    return shape >> 32 & 255 if same and shape >> 40 & 7 in (1, 2) else 0
 
 
 # ---- latencies

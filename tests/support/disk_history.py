@@ -12,6 +12,7 @@ from bisect import bisect_right
 from typing import Any
 
 import msgpack
+import zstandard
 
 from .disk_model import Files
 from .disk_trace import CREATE, CUT, NOTE, RENAME, SECTOR, STORE, Event
@@ -19,6 +20,7 @@ from .disk_trace import CREATE, CUT, NOTE, RENAME, SECTOR, STORE, Event
 BASE, DELTA, FREE = 1, 2, 3
 WORDS = 4096  # where the head words begin in `table`
 EXTENT, BLOCK = 4, 4096  # a flag of records; bytes
+COMPRESSED = 1 << 43  # a flag of records, in its word
 _RECORD = struct.Struct("<5Q")
 ADDRESS = (1 << 42) - 1
 
@@ -140,7 +142,7 @@ class History:
         address, fragments, wts, first = (word & ADDRESS) << 3, [], 0, 0
         while True:
             _crc, shape, _colour, version, prev = _RECORD.unpack_from(self._log, address)
-            length, kind = shape & 0xFFFFFFFF, shape >> 40 & 15
+            length, kind = shape & 0xFFFFFFFF, shape >> 40 & 7
             wts, first = wts or version >> 16, first or kind
             if kind == FREE:
                 return wts, first, None
@@ -148,7 +150,10 @@ class History:
             if shape >> 44 & EXTENT:  # it lies a block behind the start of its run
                 run, length = struct.unpack_from("<QQ", self._log, at)
                 at = run + BLOCK
-            fragments.append(msgpack.unpackb(self._log[at : at + length]))
+            payload = bytes(self._log[at : at + length])
+            if shape & COMPRESSED:
+                payload = zstandard.ZstdDecompressor().decompress(payload)
+            fragments.append(msgpack.unpackb(payload))
             if kind == BASE:
                 return wts, first, [item for fragment in reversed(fragments) for item in fragment]
             must(kind == DELTA, "a head names what is no record, at", address)

@@ -34,6 +34,7 @@ class World:
         self.os = recorded
         self.children = Children()
         self.authors = 0
+        self.compresses = False  # some of the processes do
 
     def begin(self) -> Any:
         """The first process: creates or recovers."""
@@ -56,7 +57,8 @@ class World:
         events it often sleeps, up to `us` microseconds.
         """
         self.authors += 1
-        plan = Plan(self.authors, self.rng.getrandbits(62) | 1, die, die_in, linger, us)
+        compresses = self.compresses and self.rng.random() < 0.6
+        plan = Plan(self.authors, self.rng.getrandbits(62) | 1, die, die_in, linger, us, compresses)
         return self.children.start(_live, self.path, work, plan)
 
     def together(self, *works: Work) -> None:
@@ -74,6 +76,7 @@ class Plan:
     die_in: str
     linger: str
     us: int
+    compresses: bool
 
 
 def _live(path: str, work: Work, plan: Plan) -> None:
@@ -81,7 +84,8 @@ def _live(path: str, work: Work, plan: Plan) -> None:
     _prctl(1, signal.SIGKILL)
     number = {name: os.stat(os.path.join(path, name)).st_ino for name in ("table", "marks", "log")}
     lib.mm_disk_jitter(plan.seed, 150, plan.us, number[plan.linger])
-    author = Author(open_store(path), plan.name, random.Random(plan.seed))
+    pc = open_store(path, use_compression=plan.compresses)
+    author = Author(pc, plan.name, random.Random(plan.seed))
     if plan.die:
         lib.mm_disk_die(plan.die, number[plan.die_in] if plan.die_in else 0)
     work(author)
@@ -479,6 +483,27 @@ def ids(world: World) -> None:
     world.leave(pc)
 
 
+def _squeeze(author: Author, n: int) -> None:
+    """Most of what is written is worth compressing; what is large comes to lie in a record."""
+    author.pads, author.wide = (0, 20, 200, 700, 3000), 5
+    for _ in range(n):
+        author.some(1)
+        author.read(author.page())
+
+
+def compressing(world: World) -> None:
+    """Some of the processes compress, the first of them while others are at work; some are killed early."""
+    pc = world.begin()
+    _pages(pc, world, 5)
+    world.compresses = True
+    for _ in range(2):
+        busy = [world.start(lambda a: _squeeze(a, 30)) for _ in range(3)]
+        busy += [world.start(lambda a: _squeeze(a, 30), die=world.rng.randint(1, 400))]
+        for child in busy:
+            child.wait(PATIENCE)
+    world.leave(pc)
+
+
 def extents_and_snapshots(world: World) -> None:
     """The same, with snapshots that know of runs which are gone soon."""
     pc = world.begin()
@@ -519,6 +544,8 @@ SCENARIOS = [
     Scenario("cleaning-lives", (cleaning, cleaning_and_snapshots, cleaning)),
     Scenario("extents", (extents,)),
     Scenario("extents-lives", (extents, extents_and_snapshots, extents)),
+    Scenario("compressing", (compressing,)),
+    Scenario("compressing-lives", (compressing, go_on, compressing)),
     Scenario("ids", (ids,)),
     Scenario("ids-lives", (ids, ids, ids)),
     Scenario("recovery-cut", (writers, go_on, go_on), cut=True),

@@ -262,7 +262,7 @@ def _parts_of_log(image: Image) -> tuple[list[tuple[str, int, int]], list[tuple[
     payloads = []
     for i, address in enumerate(log.addresses):
         shape = log.shapes[i]
-        kind = {1: "base", 2: "delta", 3: "free"}[shape >> 40 & 15]
+        kind = {1: "base", 2: "delta", 3: "free"}[shape >> 40 & 7]
         kind += " inside a group" if shape & INNER else " that ends a group" if inner_of(shape) else ""
         kind += " with an index" if shape & INDEX else ""
         heads.append((kind, address, RECORD.size))
