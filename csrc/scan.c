@@ -502,9 +502,7 @@ static void forget_retirements(scan *s)
 }
 
 #define TAIL_BLOCKS 4u /* less is not worth a system call */
-
-/* What was allocated behind the last lease of a segment, to be leased, serves nobody any more: nothing is appended to a segment of an earlier life.
- * On a full disk it is the room that the next one needs. */
+/* What was allocated behind the last lease of a segment serves nobody any more; on a full disk it is the room that the next one needs. */
 static void give_back_tails(scan *s)
 {
     for (uint64_t n = 0; n < s->segments && !s->m->config.observes; n++) {
@@ -591,19 +589,21 @@ static int claim_known_runs(scan *s)
     return MM_OK;
 }
 
-/* What nobody names of them is given back.  The header of a run speaks for the others until theirs are durable, as with any that is released. */
+/* What nobody names of them is given back.  The header of a run speaks for the others until theirs are durable, as with any that is released; its last
+ * block stays: the newest mark may count its segments as in use. */
 static void give_back_runs(scan *s)
 {
     mm *m = s->m;
     uint64_t epoch = next_epoch(s);
     for (uint64_t n = 0; n < s->segments; n++) {
         mm_run_header h;
-        uint64_t w = at_load_relaxed(&m->segments[n].word), begin = n << m->segment_shift, end = segment_end(s, n);
-        if (!s->covered[n] || w != mm_segword(MM_SEG_FREE, s->covered[n], 0) || begin + MM_BLOCK > end) continue;
+        uint64_t begin = n << m->segment_shift, end = segment_end(s, n), free = mm_segword(MM_SEG_FREE, s->covered[n], 0);
+        if (!s->covered[n] || at_load_relaxed(&m->segments[n].word) != free || begin + MM_BLOCK > end) continue;
         bool own = mm_os_data(m->config.log, begin) == begin && mm_run_look(m, n, &h) && h.generation == s->covered[n];
         if (!own) mm_run_tombstone(m, n, s->covered[n], 0);
-        if (mm_os_data(m->config.log, begin + MM_BLOCK) < end && mm_os_punch(m->config.log, begin + MM_BLOCK, end) == 0)
-            at_written(m->log + begin + MM_BLOCK, end - begin - MM_BLOCK);
+        begin += MM_BLOCK;
+        if (n + 1 == s->segments || s->covered[n + 1] != s->covered[n]) end = (end - 1) / MM_BLOCK * MM_BLOCK;
+        if (begin < end && mm_os_data(m->config.log, begin) < end && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
         at_store_relaxed(&m->segments[n].since, own && h.segments > 1 ? epoch : 0);
         at_store_relaxed(&m->segments[n].word, mm_segword(MM_SEG_HOLE, s->covered[n], 0));
     }

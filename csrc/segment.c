@@ -234,15 +234,24 @@ static bool holds_payload(const mm *m, uint64_t n)
     return n && magic[0] != MM_SEGMENT_MAGIC && magic[0] != MM_RUN_MAGIC && magic[1] != MM_RETIRED_MAGIC && magic[2] != MM_RETIRED_MAGIC;
 }
 
-/* Behind a header the block is zero, but for what is said of retirements.  A power loss may have left there what stood in its place, the payload of a run. */
-void mm_segment_clear_unused(mm *m, uint64_t n)
+static void clear(uint8_t *p, uint64_t n)
 {
     static const uint8_t zeros[MM_BLOCK];
+    if (memcmp(p, zeros, n)) at_copy(p, zeros, n);
+}
+
+/* Behind a header the block is zero, but for what is said of retirements.  A power loss may have left there what stood in its place, the payload of a run,
+ * also where a retirement would be said. */
+void mm_segment_clear_unused(mm *m, uint64_t n)
+{
     uint64_t first = mm_retired_offset(0), second = mm_retired_offset(1), said = sizeof(mm_segment_retired), own = n ? first : MM_RETIREMENTS_OFFSET;
     const uint64_t parts[][2] = { { sizeof(mm_segment_header), own }, { n ? first : own + 8, first }, { first + said, second }, { second + said, MM_BLOCK } };
     uint8_t *block = m->log + (n << m->segment_shift);
-    for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (memcmp(block + parts[i][0], zeros, parts[i][1] - parts[i][0])) at_copy(block + parts[i][0], zeros, parts[i][1] - parts[i][0]);
+    for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++) clear(block + parts[i][0], parts[i][1] - parts[i][0]);
+    for (uint64_t parity = 0, magic; parity < 2; parity++) {
+        memcpy(&magic, block + mm_retired_offset(parity), sizeof magic);
+        if (magic != MM_RETIRED_MAGIC) clear(block + mm_retired_offset(parity), said);
+    }
 }
 
 /* The header is complete before the segment is OPEN, hence before any record in it can be published.  What an earlier generation said of
