@@ -328,6 +328,7 @@ bool mm_run_deceives(const mm *m, const mm_run *run);                           
 bool mm_run_look(const mm *m, uint64_t n, mm_run_header *h);
 void mm_run_retire(mm *m, uint64_t n, uint64_t generation, uint64_t page);      /* no chain names it any more */
 void mm_run_release(mm *m, uint64_t n, uint64_t word);                          /* a RETIRED one that nobody needs becomes holes */
+void mm_run_shorten(mm *m, uint64_t n, const mm_run_header *h, uint64_t segments); /* of one that is free: it speaks of no more */
 void mm_run_tombstone(mm *m, uint64_t n, uint64_t generation, uint64_t salt);   /* a header for one of its segments, when it is free */
 void mm_runs_abandon(mm *m, uint32_t slot);                                     /* what its owner had in its hands; the caller has announced */
 void mm_runs_sweep(mm *m);                                                      /* those that nobody names; the caller has a pin */

@@ -296,6 +296,15 @@ void mm_run_tombstone(mm *m, uint64_t n, uint64_t generation, uint64_t salt)
     at_fence_full();
 }
 
+/* The log ends before the run did: numbers behind are forgotten, and a segment that gets one of them begins with a generation of its own. */
+void mm_run_shorten(mm *m, uint64_t n, const mm_run_header *h, uint64_t segments)
+{
+    mm_run_header shorter = *h;
+    shorter.segments = segments;
+    shorter.crc = crc32c_extend(0, (const uint8_t *)&shorter + 12, sizeof shorter - 12);
+    at_copy(m->log + (n << m->segment_shift), &shorter, sizeof shorter);
+}
+
 static void empty_segment(mm *m, uint64_t n, uint64_t generation, uint64_t salt, bool first, bool last)
 {
     uint64_t begin = n << m->segment_shift, end = begin + m->segment_size - (last ? MM_BLOCK : 0);

@@ -300,8 +300,7 @@ static void adopt_segment(scan *s, uint64_t n)
 }
 
 /* Begins a lease of the next generation here, by one who knew of a newer durable epoch than any mark does?  Then the header of the segment was
- * copied while it held what counts, and this when it was used again: a plain copy of a store in use.  (Its checksum needs a salt that is not
- * here.  After a loss of power the mark says as much as the lease.) */
+ * copied while it held what counts, and this when it was used again: a plain copy of a store in use.  (Its checksum needs a salt that is not here.) */
 static void look_for_later_life(scan *s, uint64_t at, uint64_t generation)
 {
     mm_lease_header h;
@@ -601,6 +600,7 @@ static void give_back_runs(scan *s)
         if (!s->covered[n] || at_load_relaxed(&m->segments[n].word) != free || begin + MM_BLOCK > end) continue;
         bool own = mm_os_data(m->config.log, begin) == begin && mm_run_look(m, n, &h) && h.generation == s->covered[n];
         if (!own) mm_run_tombstone(m, n, s->covered[n], 0);
+        else if (h.segments > s->segments - n) mm_run_shorten(m, n, &h, s->segments - n);
         begin += MM_BLOCK;
         if (n + 1 == s->segments || s->covered[n + 1] != s->covered[n]) end = (end - 1) / MM_BLOCK * MM_BLOCK;
         if (begin < end && mm_os_data(m->config.log, begin) < end && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);

@@ -600,6 +600,8 @@ def truncate_after_last(options: Options) -> None:
     """Gives the free end of the log back to the file system, unless somebody is attached or comes in just now."""
     from filelock import FileLock
 
+    from . import _cut
+
     r, cut = ffi.new("mm_result *"), ffi.new("uint64_t *")
     try:
         if _files.read_config(options.path) is None:
@@ -612,27 +614,10 @@ def truncate_after_last(options: Options) -> None:
             if config is None:
                 return
             c = _core_config(config, options, files)
-            if lib.mm_identity_check(c, r) == errors.OK and _cut_is_said(options.path, config, c, r):
+            if lib.mm_identity_check(c, r) == errors.OK and _cut.said(options.path, config, c, r):
                 lib.mm_log_truncate(c, cut, r)
     except (errors.MmpcError, OSError, TimeoutError):
         return  # space is given back by the next one who leaves
-
-
-def _cut_is_said(path: str, config: Config, c: Any, r: Any) -> bool:
-    """Durably in `config`: what leases that began before name behind the cut is gone, also when something stands
-    there again. Earlier cuts that this one contains are forgotten, and those behind which every segment since has
-    a header: that says more. False: nothing is to be cut off.
-    """
-    kept, epoch = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-    if lib.mm_log_free_end(c, kept, epoch, r) != errors.OK or not epoch[0]:
-        return False
-    shift, cuts, upto = config.segment_shift, [(epoch[0], kept[0])], kept[0]
-    for cut in reversed(config.cuts):
-        if cut[1] < upto and any(not any(os.pread(c.log, 8, n << shift)) for n in range(cut[1], upto)):
-            cuts.append(cut)
-        upto = min(upto, cut[1])
-    _files.write_config(path, config.changed(cuts=tuple(reversed(cuts))))
-    return True
 
 
 def has_free_end(attachment: Attachment) -> bool:

@@ -16,6 +16,7 @@ import pytest
 
 import mmpc
 from mmpc import _files, failpoints
+from mmpc._extent import Run, run_at
 from mmpc.cli import gather
 from support.children import Children
 from support.mergers import Tally
@@ -228,6 +229,62 @@ def test_a_cut_that_cannot_be_made_costs_nothing(
     if fails != "log truncate":  # else what is published has shrunk: the file is longer until it is cut again
         assert os.stat(os.path.join(path, "log")).st_size == SMALL
     assert len(cuts(path)) == 1
+
+
+def spent_run(open_store: Open) -> tuple[str, int]:
+    """A closed store with a run that was given back in the middle of it, behind which the log was cut, and its number.
+    Its header is told to speak of nine segments, of the smallest generation.
+    """
+    with open_store(segment_size=SMALL) as pc:
+        pid, key = pc.allocate(["y" * 200_000])
+        for _ in range(50):
+            pc.allocate(["x" * 3000])
+        pc.free(pid, key)
+        for _ in range(3):
+            pc.flush()
+            pc._clean(ALL, 1 << 30)
+        gone = [pc.allocate(["z" * 300_000]) for _ in range(2)]
+        ((n, run),) = [(n, run) for n, run in headers(pc.path) if run.segments == 4]
+        forge(pc.path, Run(n, 1, run.page, 9))
+        for pid, key in gone:
+            pc.free(pid, key)
+        for _ in range(3):
+            pc.flush()
+            pc._clean(ALL, 1 << 30)
+        path = pc.path
+    return path, n
+
+
+def headers(path: str) -> list[tuple[int, Run]]:
+    data, config = Path(path, "log").read_bytes(), _files.read_config(path)
+    assert config is not None
+    found = [(at // SMALL, run_at(data[at : at + 4096], at // SMALL, config.uuid)) for at in range(0, len(data), SMALL)]
+    return [(n, run) for n, run in found if run is not None]
+
+
+def forge(path: str, run: Run) -> None:
+    config = _files.read_config(path)
+    assert config is not None
+    with open(os.path.join(path, "log"), "r+b") as log:
+        log.seek(run.number * SMALL)
+        log.write(run.packed(config.uuid))
+
+
+def test_a_spent_run_does_not_speak_of_what_is_cut_off(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments that get these numbers again may begin with a smaller generation: its header would call them its own."""
+    path, n = spent_run(open_store)
+    ((_, kept),) = cuts(path)
+    assert n < kept < n + 9
+    assert dict(headers(path))[n].segments == kept - n
+    forge(path, Run(n, 1, 2, 9))  # by a recovery as well, where the log ends before a run did
+    monkeypatch.setenv("MMPC_BOOT_ID", "another")
+    size = os.stat(os.path.join(path, "log")).st_size // SMALL
+    with open_store() as pc:
+        assert dict(headers(path))[n].segments == size - n
+        assert pc.get(3).unwrap() == ["x" * 3000]
+    assert mmpc.verify(path).ok
 
 
 # ---- what is read
