@@ -110,7 +110,7 @@ def setup(env: Env) -> Iterator[Question]:
             Row(names[3], "us", lambda f=floor: f(FRAGMENTS - 1)),
         ]
         figures += [
-            Figure(f"ten fragments / one, {size} bytes", names[1], over=names[0], at_most=2.5),
+            Figure(f"ten fragments / one, {size} bytes", names[1], over=names[0]),
             Figure(f"one block and nine / one, of the device, {size}", names[3], over=names[2]),
             Figure(f"ten fragments / one block and nine, {size} bytes", names[1], over=names[3], at_most=2),
         ]
