@@ -61,7 +61,9 @@ void mm_reclaim(mm *m)
 
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
 
-#define SPARE_SEGMENTS 1u /* FREE ones that keep their bytes, for who writes next */
+/* FREE segments that keep their bytes: where the reserve lies; beside writers one more, that was just emptied, so that they need not allocate it anew. */
+#define SPARE_QUIET 1u
+#define SPARE_BUSY 2u
 
 /* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
  * file system that cannot punch keeps the bytes.  One that was given a number and no bytes yet has nothing to give back behind the end of the log. */
@@ -79,15 +81,15 @@ bool mm_punch_segment(mm *m, uint64_t n)
     return true;
 }
 
-/* All but the first FREE segments become holes; at most `most` of them.  The caller has a pin. */
+/* All but the first few FREE segments become holes; at most `most` of them.  The caller has a pin. */
 uint64_t mm_punch(mm *m, uint64_t most)
 {
     mm_result ignored;
-    uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments);
+    uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments), spare = most == UINT64_MAX ? SPARE_QUIET : SPARE_BUSY;
     if (n && !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return 0;
     for (uint64_t i = 0; i < n && punched < most; i++) {
         if (mm_segword_state(at_load_acquire(&m->segments[i].word)) != MM_SEG_FREE) continue;
-        if (kept < SPARE_SEGMENTS) kept++;
+        if (kept < spare) kept++;
         else punched += mm_punch_segment(m, i);
     }
     return punched;

@@ -58,7 +58,7 @@ static int cover(mm *m, uint64_t n, uint64_t end, mm_result *r)
     return e ? mm_os_failed(r, e) : MM_OK;
 }
 
-/* A hole that has bytes again is FREE: the first FREE one is the candidate of all, and keeps its bytes; those of others go back to the file system
+/* A hole that has bytes again is FREE: the first FREE one is the candidate of all, and keeps its bytes; those beyond a few go back to the file system
  * (reuse.c).  A hole that nobody opens next would keep them, and a full disk be out of what it has. */
 static void has_bytes(mm *m, uint64_t n)
 {
