@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,8 @@ def test_top_of_a_store_at_work(open_store: Open, path: str, children: Children)
         assert found["epoch"] - epoch <= by_process[os.getpid()]["lag"] <= found["epoch"]
         assert by_process[os.getpid()]["pins"] == 1
     assert len(found["segments"]) >= 1
+    for w in writers:
+        w.signal(signal.SIGSTOP)  # else the one that dies last may reap the other
     for w in writers:
         w.kill()
     assert sum(not p["alive"] for p in object_of("top", path, "--interval", "0.1")["processes"]) >= 2
