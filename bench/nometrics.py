@@ -1,9 +1,11 @@
 """The hot verbs beside a build of the same source without metrics (MMPC_NO_METRICS), by one process and by two.
 
 Both builds are made here, in the folder of the run, so that they differ in that macro alone. Each variant has its own
-processes and its own store. How a process happens to lie in memory shifts a ratio by a few percent, so they are started
-anew every `RENEWED` rounds, and a figure is the median over all of them. `again` is a second set of processes of the
-build without metrics: its figure says how far from 1 nothing at all may be.
+processes and its own store. How a process, and how code, happens to lie in memory shifts a ratio by a few percent, more
+than what is looked for. So both builds are made several times, with their files linked in other orders (the first is
+that of the package), and every `RENEWED` rounds the processes are started anew, of the next order; a figure is the
+median over all of them. `again` is the build without metrics in the order of another turn: its figure says how far
+from 1 nothing at all may be.
 """
 
 import json
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,14 +30,23 @@ VERBS = ("get hit", "get miss", "append", "replace", "mixed")
 BUILDS = {"with": "", "without": "MMPC_NO_METRICS"}
 VARIANTS = {"metrics": ("with", True), "off": ("with", False), "none": ("without", True), "again": ("without", True)}
 PROCESSES = (1, 2)
-RENEWED = 20  # rounds
+RENEWED = 10  # rounds
+ORDERS = 4  # in which the files of a build are linked
 MOST = 1.03
 HANGS = 120.0  # seconds after which a process is given up
 
 CODE = "import sys; sys.path[:0] = sys.argv[1:3]; from bench.nometrics_worker import serve; serve(*sys.argv[3:])"
 
 
-def build(folder: Path, macros: str) -> Path:
+def relink(sources: Path, seed: int) -> None:
+    """Have the C files linked in another order, which is that of their names."""
+    files = sorted(sources.glob("*.c"))
+    random.Random(seed).shuffle(files)
+    for number, file in enumerate(files):
+        file.rename(file.with_name(f"{number:02}_{file.name}"))
+
+
+def build(folder: Path, macros: str, order: int) -> Path:
     """The package, built with these macros from a copy of the tree; where it lies. RuntimeError: it cannot be built."""
     source, target = folder / "source", folder / "built"
     source.mkdir(parents=True)
@@ -42,6 +54,8 @@ def build(folder: Path, macros: str) -> Path:
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
         copy = partial(shutil.copytree, ignore=ignored) if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+    if order:
+        relink(source / "csrc", order)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
     environment = {**os.environ, "MMPC_DEFINES": macros}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
@@ -103,9 +117,10 @@ class Workers:
 class Ring:
     """All variants, asked one right after the other; started anew now and then."""
 
-    def __init__(self, env: Env, packages: dict[str, Path]) -> None:
+    def __init__(self, env: Env, packages: dict[str, list[Path]]) -> None:
         self._env = env
         self._packages = packages
+        self._turn = 0
         self._order = random.Random(env.seed)
         self._workers: dict[str, Workers] = {}
         self._asked = 0
@@ -131,9 +146,11 @@ class Ring:
 
     def _renew(self) -> None:
         self.stop()
-        for variant, (package, counted) in VARIANTS.items():
-            store = self._env.fresh(variant)
-            self._workers[variant] = Workers(self._packages[package], store, counted, self._env.seed)
+        for variant, (name, counted) in VARIANTS.items():
+            packages = self._packages[name]
+            package = packages[(self._turn + (variant == "again")) % len(packages)]
+            self._workers[variant] = Workers(package, self._env.fresh(variant), counted, self._env.seed)
+        self._turn += 1
         for workers in self._workers.values():
             for verb in VERBS:
                 workers.ask(verb, max(PROCESSES))
@@ -151,8 +168,11 @@ class Ring:
 
 @contextmanager
 def setup(env: Env) -> Iterator[Question]:
-    """Two builds, four variants of processes."""
-    packages = {name: build(env.folder / name, macros) for name, macros in BUILDS.items()}
+    """Two builds in several orders, four variants of processes."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        orders = range(2 if env.quick else ORDERS)
+        made = {n: [pool.submit(build, env.folder / f"{n}{i}" / n, m, i) for i in orders] for n, m in BUILDS.items()}
+        packages = {name: [one.result() for one in several] for name, several in made.items()}
     with ExitStack() as stack:
         ring = Ring(env, packages)
         stack.callback(ring.kill)
@@ -166,4 +186,4 @@ def setup(env: Env) -> Iterator[Question]:
                     Figure(f"{title}: {variant} / none", f"{verb}, {count}: {variant}", over=base, at_most=bar)
                     for variant, bar in bars.items()
                 ]
-        yield Question("what metrics cost beside a build without them", rows, figures, env.rounds(300), ring.stop)
+        yield Question("what metrics cost beside a build without them", rows, figures, env.rounds(600), ring.stop)

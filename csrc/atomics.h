@@ -185,14 +185,11 @@ static inline void at_count_max(at_word *w, uint64_t x)
     uint64_t seen = atomic_load_explicit(&w->v, memory_order_relaxed);
     while (seen < x && !atomic_compare_exchange_weak_explicit(&w->v, &seen, x, memory_order_relaxed, memory_order_relaxed)) { }
 }
-/* Adds n, by the only thread that adds to the word just now, outside of any guard: where it cannot be stored to it is skipped, as at_peek is.
- * True: the sum went over 2^64. */
-static inline bool at_count_alone(at_word *w, uint64_t n)
+/* Adds n, by the only thread that adds to the word just now, outside of any guard: where it cannot be stored to it is skipped, as at_peek is. */
+static inline void at_count_alone(at_word *w, uint64_t n)
 {
 #if defined(MM_PEEK_FIXED) && defined(__x86_64__)
-    bool over;
-    __asm__ __volatile__("1: addq %2, %0\n2:\n" MM_PEEK_ENTRY : "+m"(*w), "=@ccc"(over) : "re"(n));
-    return over;
+    __asm__ __volatile__("1: addq %1, %0\n2:\n" MM_PEEK_ENTRY : "+m"(*w) : "re"(n) : "cc");
 #else
     uint64_t x = at_peek(w) + n;
 #if defined(MM_PEEK_FIXED)
@@ -200,7 +197,6 @@ static inline bool at_count_alone(at_word *w, uint64_t n)
 #else
     at_count_set(w, x);
 #endif
-    return x < n;
 #endif
 }
 

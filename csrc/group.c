@@ -138,12 +138,21 @@ static int begin(mm *m, uint64_t pid, mm_result *r)
     return rc;
 }
 
+/* One append in ten consolidates, so of these too only some are timed. */
+static uint64_t begin_group(const mm *m)
+{
+    const mm_metrics_row *row = mm_row(m);
+    return row && mm_sample(at_noted(&row->counters[MM_COUNT_consolidations]), MM_EVERY_consolidate) ? mm_os_ticks() : 0;
+}
+
 static void count_group(mm *m, uint64_t begun, int rc)
 {
-    if (rc == MM_CONFLICT) mm_count_alone(m, MM_COUNT_consolidations_lost, 1);
+    mm_metrics_row *row = mm_row(m);
+    if (!row) return;
+    if (rc == MM_CONFLICT) mm_row_count_alone(row, MM_COUNT_consolidations_lost, 1);
     if (rc) return;
-    mm_count_alone(m, MM_COUNT_consolidations, 1);
-    mm_time_end_alone(m, MM_TIME_consolidate, begun, 1);
+    uint64_t n = mm_row_count_alone(row, MM_COUNT_consolidations, 1);
+    if (begun) mm_time_end_alone(m, MM_TIME_consolidate, begun, mm_sample(n, MM_EVERY_consolidate));
 }
 
 static int consolidate(mm *m, void *args, mm_result *r)
@@ -151,7 +160,7 @@ static int consolidate(mm *m, void *args, mm_result *r)
     group *g = args;
     int rc = begin(m, g->pid, r);
     if (rc) return rc;
-    uint64_t begun = mm_time_begin(m);
+    uint64_t begun = begin_group(m);
     rc = mm_blame(m, publish_group(m, g, r), r);
     count_group(m, begun, rc);
     mm_publish_end(m);
@@ -255,7 +264,7 @@ static int consolidate_native(mm *m, void *args, mm_result *r)
     merging *w = args;
     int rc = begin(m, w->g.pid, r);
     if (rc) return rc;
-    uint64_t begun = mm_time_begin(m);
+    uint64_t begun = begin_group(m);
     rc = mm_blame(m, merge_chain(m, w, r), r);
     count_group(m, begun, rc);
     mm_publish_end(m);

@@ -44,8 +44,8 @@ typedef struct hot_verbs { /* a handle */
     PyObject_HEAD
     mm *m;            /* NULL: closed, or never bound */
     mm *quick;        /* `m`, or NULL: the next hit is not to be answered at once but apart (hot_read.c), since it is timed */
-    at_word *hits;    /* what counts them: the word in the metrics, or where nothing is counted `unseen` */
-    at_word unseen;
+    uint32_t hits_left; /* until the one that is timed.  A hit takes one off, and nothing else is done for the metrics */
+    uint32_t hits_told; /* what `hits_left` was when hits were last counted in the metrics: what it lost since they do not know of */
     hot_state *state; /* of `module`, which keeps it alive */
     PyObject *module, *pack, *unpack, *merge, *size_of; /* size_of may be NULL */
     PyObject *owner;  /* of `m`, for what outlives the handle */
@@ -55,10 +55,13 @@ typedef struct hot_verbs { /* a handle */
     int kind;         /* enum mm_merge_kind */
     int last;         /* size rule: the size of a value is that of its largest fragment */
     int packing;      /* `pack` is running: it serves one caller at a time */
-    uint64_t stood_for; /* hits that those which were timed stand for, and the ones that were there before */
+    uint64_t stood_for; /* hits counted since the last one that was timed: the next one stands for them too */
     uint32_t first_hits; /* timed, all of them */
     hot_sampling encoding, decoding;
 } hot_verbs;
+
+/* hot_read.c: counts in the metrics the hits that they do not know of yet. */
+void hot_tell_hits(hot_verbs *self);
 
 /* hot_verbs.c: what is timed for the metrics; across calls into Python. */
 typedef struct hot_timing { uint64_t begun, n; } hot_timing; /* n: for how many it stands; 0: it is not timed */

@@ -319,8 +319,19 @@ static inline PyObject *peek(const hot_verbs *self, const mm *m, uint64_t pid)
     return e->object;
 }
 
-/* The first hits are timed, all of them, then the one after each 256th; it stands for all since the one before (metrics.h).  What is no hit is not timed,
- * and the next one is.  Where nothing is counted, `unseen` has run over, and that is all. */
+/* Not by who inherited the handle: the hits are of another process, and that counts them. */
+void hot_tell_hits(hot_verbs *self)
+{
+    uint32_t n = self->hits_told - self->hits_left;
+    if (!n || !mm_peek_safe(self->m)) return;
+    self->hits_told = self->hits_left;
+    self->stood_for += n;
+    mm_count_hits(self->m, n);
+}
+
+/* The first hits are timed, all of them, then each 256th; it stands for all since the one before (metrics.h).  What is no hit is not timed, and the next
+ * one is.  Where nothing is counted, `hits_left` has run out, and that is all.
+ * So the metrics know of hits late, by fewer than 256 of a handle, and those of a process that is killed never. */
 __attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uint64_t pid)
 {
     mm *m = self->m;
@@ -331,19 +342,23 @@ __attribute__((noinline, cold)) static PyObject *peek_apart(hot_verbs *self, uin
     uint64_t begun = mm_ticks(m);
     PyObject *page = peek(self, m, pid);
     if (!page) return NULL;
-    (void)mm_count_hit(self->hits);
-    uint64_t hits = mm_hits(self->hits), n = hits - self->stood_for;
-    self->stood_for = hits;
-    if (++self->first_hits >= MM_EVERY_get_hit) self->quick = m;
-    mm_metrics_time(m, MM_TIME_get_hit, begun, n); /* no Python: the page stays */
+    hot_tell_hits(self);
+    mm_count_hits(m, 1);
+    mm_metrics_time(m, MM_TIME_get_hit, begun, self->stood_for + 1); /* no Python: the page stays */
+    self->stood_for = 0;
+    if (self->first_hits < MM_EVERY_get_hit) self->first_hits++;
+    if (self->first_hits == MM_EVERY_get_hit) {
+        self->hits_left = self->hits_told = MM_EVERY_get_hit - 1;
+        self->quick = m;
+    }
     return page;
 }
 
-/* One pointer says that the store is open and that no time is due, so all that the metrics add to a hit is the addition. */
+/* One pointer says that the store is open and that no time is due, so all that the metrics add to a hit is a subtraction. */
 static inline PyObject *peek_counted(hot_verbs *self, uint64_t pid)
 {
     PyObject *page = peek(self, self->quick, pid);
-    if (MM_METRICS_BUILT && page && __builtin_expect(mm_count_hit(self->hits), 0)) self->quick = NULL;
+    if (MM_METRICS_BUILT && page && __builtin_expect(!--self->hits_left, 0)) self->quick = NULL;
     return page;
 }
 
@@ -357,6 +372,7 @@ __attribute__((noinline)) static PyObject *get_miss(hot_verbs *self, PyObject *p
         return cached;
     }
     self->objects.misses++;
+    hot_tell_hits(self);
     for (;;) {
         mm *m = self->m;
         int status = MM_CLOSED;

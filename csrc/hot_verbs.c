@@ -44,6 +44,7 @@ static int verbs_traverse(hot_verbs *self, visitproc visit, void *arg)
 
 static int verbs_clear(hot_verbs *self)
 {
+    hot_tell_hits(self);
     self->m = self->quick = NULL; /* the attachment is its owner's to close */
     hot_forget_all(self);
     Py_CLEAR(self->pack);
@@ -103,10 +104,9 @@ static PyObject *verbs_bind(hot_verbs *self, PyTypeObject *type, PyObject *const
     self->kind = (int)kind;
     self->last = last;
     self->m = (mm *)(uintptr_t)address;
-    bool counting = mm_is_counting(self->m);
-    self->quick = counting ? NULL : self->m;
-    self->hits = counting ? mm_hits_word(self->m) : &self->unseen;
-    self->stood_for = mm_hits(self->hits); /* the row may have been another's */
+    self->quick = NULL; /* the first hit finds out whether any are counted */
+    self->hits_left = self->hits_told = 0;
+    self->stood_for = 0;
     self->first_hits = 0;
     Py_RETURN_NONE;
 }
@@ -115,6 +115,13 @@ static PyObject *verbs_unbind(hot_verbs *self, PyObject *unused)
 {
     (void)unused;
     (void)verbs_clear(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *verbs_tell(hot_verbs *self, PyObject *unused)
+{
+    (void)unused;
+    hot_tell_hits(self);
     Py_RETURN_NONE;
 }
 
@@ -218,6 +225,7 @@ static PyMethodDef verbs_methods[] = {
      "Once in idgen_persist_interval numbers it writes how far they may go, and flushes if that of the time before is not durable yet."},
     {"_bind", METHOD(verbs_bind), METH_METHOD | VERB,
      "_bind(address, pack, unpack, merge, kind, size_rule_last, size_of, capacity, owner, decompress, compress, compress_from)\n\nAttaches the verbs to the core."},
+    {"_tell", METHOD(verbs_tell), METH_NOARGS, "Counts in the metrics what was not counted there yet."},
     {"_unbind", METHOD(verbs_unbind), METH_NOARGS, "Detaches the verbs and drops the object cache."},
     {"_consolidate", METHOD(hot_consolidate), METH_O,
      "_consolidate(pid)\n\nMerges the page's chain to a new base; False: nothing to do, or somebody else did."},

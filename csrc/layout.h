@@ -404,6 +404,7 @@ _Static_assert(sizeof(mm_words_header) == 32, "header of the word files");
 /* ---- metrics: a block of header, then a row for each slot (metrics.h); nothing depends on it ---------------------- */
 #define MM_COUNTERS 62u
 #define MM_HISTOGRAMS 24u
+#define MM_METRICS_FORM 2u /* what the numbers mean: another one is counted apart */
 #define MM_BUCKETS 332u /* below 16 one value each, then eight to a doubling, up to 2^43; larger values are in the last one */
 
 typedef struct mm_histogram_row {

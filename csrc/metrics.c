@@ -50,7 +50,7 @@ uint64_t mm_bucket_least(uint32_t bucket)
 
 static uint64_t names_folded(void)
 {
-    uint32_t low = crc32c_extend(0, &(uint64_t[]){ MM_BUCKETS, MM_COUNTERS, MM_HISTOGRAMS, MM_SLOTS }, 32), high = low ^ 1;
+    uint32_t low = crc32c_extend(0, &(uint64_t[]){ MM_BUCKETS, MM_COUNTERS, MM_HISTOGRAMS, MM_SLOTS, MM_METRICS_FORM }, 40), high = low ^ 1;
     for (uint32_t i = 0; i < MM_COUNTERS_USED; i++) low = crc32c_extend(low, counters[i].name, strlen(counters[i].name) + 1);
     for (uint32_t i = 0; i < MM_HISTOGRAMS_USED; i++) high = crc32c_extend(high, histograms[i].name, strlen(histograms[i].name) + 1);
     return (uint64_t)high << 32 | low;
@@ -257,7 +257,7 @@ void mm_metrics_record(mm *m, uint32_t histogram, uint64_t value, uint64_t n)
 static void add_row(uint64_t *sum, const uint64_t *row)
 {
     const uint64_t head = 128, words = sizeof(mm_histogram_row) / 8;
-    for (uint64_t i = 0; i < head; i++) sum[i] += i % 64 == MM_COUNT_cache_hits ? row[i] & ((UINT64_C(1) << MM_HIT_BITS) - 1) : row[i];
+    for (uint64_t i = 0; i < head; i++) sum[i] += row[i];
     for (uint64_t h = 0; h < MM_HISTOGRAMS; h++) {
         const uint64_t *from = row + head + h * words;
         uint64_t *to = sum + head + h * words;

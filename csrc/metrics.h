@@ -60,7 +60,7 @@
 /* X(name, unit, sampled, what): one in `sampled` is looked at and counts for as many. */
 #define MM_HISTOGRAM_LIST(X) \
     X(get_hit, "ns", 256, "get of a value that is cached") \
-    X(page_in, "ns", 32, "reading a page from the log, for a get; each that takes longer than 10 us is looked at") \
+    X(page_in, "ns", 128, "reading a page from the log, for a get; each that takes longer than 10 us is looked at") \
     X(pull, "ns", 1, "waiting for a record that was not in memory") \
     X(merge, "ns", 32, "merging fragments for a read (native materializers)") \
     X(append, "ns", 128, "publishing an appended fragment") \
@@ -70,8 +70,8 @@
     X(allocate, "ns", 128, "publishing a new page") \
     X(payload, "bytes", 128, "sizes of the fragments written, as they are stored") \
     X(serialize, "ns", 128, "encoding a fragment") \
-    X(deserialize, "ns", 64, "decoding, and merging in Python, what was read") \
-    X(consolidate, "ns", 1, "merging a chain and publishing it") \
+    X(deserialize, "ns", 128, "decoding, and merging in Python, what was read") \
+    X(consolidate, "ns", 16, "merging a chain and publishing it") \
     X(rewrite, "ns", 1, "moving a page as it is") \
     X(lease, "ns", 1, "taking a run of blocks of the log") \
     X(flush, "ns", 1, "a call that asked for durability and found something to do") \
@@ -111,8 +111,6 @@ _Static_assert(MM_COUNTERS_USED <= MM_COUNTERS && MM_HISTOGRAMS_USED <= MM_HISTO
 #else
 #define MM_METRICS_BUILT 1
 #endif
-
-#define MM_HIT_BITS 56 /* of the word of cache_hits: what is above is no part of the count (peek.h) */
 
 static inline uint32_t mm_bucket_of(uint64_t v)
 {

@@ -32,15 +32,15 @@ static inline uint64_t mm_peek_generation(const mm *m, uint64_t head)
     return mm_segword_generation(at_peek(&m->segments[n].word));
 }
 
-/* A get was answered by what the two loads validated.  The caller holds the GIL, and nobody else adds to that word: the low 56 bits are the count,
- * the others make every 256th addition tell.  True: the next hit is to be timed. */
-static inline bool mm_count_hit(at_word *hits) { return at_count_alone(hits, UINT64_C(1) | UINT64_C(1) << MM_HIT_BITS); }
-static inline uint64_t mm_hits(const at_word *hits) { return at_peek(hits) & ((UINT64_C(1) << MM_HIT_BITS) - 1); }
 static inline bool mm_is_counting(const mm *m) { return mm_row(m) != NULL; }
-static inline at_word *mm_hits_word(const mm *m) { return &mm_row(m)->counters[MM_COUNT_cache_hits]; }
+/* The caller holds the GIL, and nobody else adds to these two words. */
+static inline void mm_count_hits(const mm *m, uint64_t n)
+{
+    if (mm_row(m)) at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_hits], n);
+}
 static inline void mm_count_eviction(const mm *m)
 {
-    if (mm_row(m)) (void)at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_evictions], 1);
+    if (mm_row(m)) at_count_alone(&mm_row(m)->counters[MM_COUNT_cache_evictions], 1);
 }
 
 #endif

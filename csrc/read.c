@@ -39,7 +39,7 @@ static inline void fetch_ahead(mm *m, const mm_view *v, uint32_t count, fetching
 }
 
 /* Collects what is newer than known_wts (0: all), newest first; each record's checksum holds. */
-static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, fetching f, mm_result *r)
+static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, fetching *f, mm_result *r)
 {
     mm_view v = *head;
     if (mm_version_wts(v.version) < known_wts) known_wts = 0; /* cannot be: read all, trust nothing cached */
@@ -47,7 +47,7 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
     c->whole = false;
     for (;;) {
         if (known_wts && mm_version_wts(v.version) <= known_wts) return MM_OK;
-        if (f.since) fetch_ahead(m, &v, c->count, &f);
+        if (f->since) fetch_ahead(m, &v, c->count, f);
         int rc = mm_verify(m, &v, r);
         if (rc) return rc;
         c->at[c->count++] = v;
@@ -65,7 +65,7 @@ static int walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm
 
 int mm_walk(mm *m, uint64_t pid, const mm_view *head, uint64_t known_wts, mm_chain_view *c, mm_result *r)
 {
-    return walk(m, pid, head, known_wts, c, (fetching){ 0, 0 }, r);
+    return walk(m, pid, head, known_wts, c, &(fetching){ 0, 0 }, r);
 }
 
 int mm_chain_open(mm *m, mm_chain_view *c, bool verify, mm_result *r)
@@ -174,19 +174,20 @@ __attribute__((noinline, cold)) static void count_hit(mm *m, uint64_t begun)
 
 __attribute__((noinline, cold)) static void time_read(mm *m, uint64_t begun, uint64_t n) { mm_time_end(m, MM_TIME_page_in, begun, n); }
 
-/* One look at the clock tells the slow ones, which are all timed; of the others some (metrics.h). */
-static inline void count_read(mm *m, const read_call *a, bool anything, uint64_t begun)
+/* The slow ones are all timed, of the others some (metrics.h).  Which are slow the walk's last look at the clock tells (`looked`), so that most reads take none
+ * for it: what comes after is work in memory, and takes long only where there is much to copy. */
+static inline void count_read(mm *m, const read_call *a, const mm_chain_view *c, uint64_t begun, uint64_t looked)
 {
     if (!mm_row(m)) return;
     if (a->how >= MM_READ_FRAGMENTS) {
         if (a->how == MM_READ_FRAGMENTS) mm_count(m, MM_COUNT_fragment_reads, 1);
         return;
     }
-    if (!anything) {
+    if (!c->count) {
         count_hit(m, begun);
         return;
     }
-    bool slow = mm_os_ticks() - begun > MM_TICKS_SLOW;
+    bool slow = (c->payload > MM_BLOCK ? mm_os_ticks() : looked) - begun > MM_TICKS_SLOW;
     uint64_t n = mm_row_count(mm_row(m), slow ? MM_COUNT_cache_misses_slow : MM_COUNT_cache_misses, 1);
     n = slow ? 1 : mm_sample(n, MM_EVERY_page_in);
     if (n) time_read(m, begun, n);
@@ -222,7 +223,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
     r->kind = mm_shape_kind(v.shape);
     r->depth = mm_shape_depth(v.shape);
     if (too_long_alone(m, a, &v, r)) return MM_SPACE;
-    rc = walk(m, a->pid, &v, a->known_wts, &c, f, r);
+    rc = walk(m, a->pid, &v, a->known_wts, &c, &f, r);
     if (rc) return rc;
     r->whole = c.whole;
     r->count = c.count;
@@ -236,7 +237,7 @@ static int read_pinned(mm *m, const read_call *a, mm_result *r)
         rc = mm_emit_stored(m, &c, a->buffer, a->capacity, r);
     } else
         rc = merged ? emit_merged(m, &c, a->buffer, a->capacity, r) : mm_emit_array(m, &c, a->buffer, a->capacity, r);
-    if (!rc || rc == MM_COMPRESSED) count_read(m, a, c.count != 0, begun);
+    if (!rc || rc == MM_COMPRESSED) count_read(m, a, &c, begun, f.since);
     return rc;
 }
 
@@ -279,7 +280,7 @@ static int chain_pinned(mm *m, const chain_call *a, mm_result *r)
     uint64_t h = rc ? 0 : at_load_acquire(head);
     if (!rc && !h) rc = MM_NOPAGE;
     if (!rc) rc = mm_look_head(m, a->pid, h, &v, &helped, r);
-    if (!rc) rc = walk(m, a->pid, &v, 0, &c, f, r);
+    if (!rc) rc = walk(m, a->pid, &v, 0, &c, &f, r);
     if (!rc && a->whole) rc = mm_chain_open(m, &c, true, r);
     for (uint32_t i = 0; !rc && i < c.count && i < a->capacity; i++) {
         a->triples[3 * i] = c.at[i].address;

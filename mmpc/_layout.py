@@ -103,7 +103,6 @@ METRICS_MAGIC = b"MMPCmetr"
 METRICS_ROWS = 4096
 COUNTERS, WORDS_OF_COUNTERS = 62, 128  # then incarnation, a spare word, and the counters as the owner found them
 COUNTER_WORDS = Struct("<128Q")
-HIT_BITS = 56  # of the word of cache_hits: what is above is no part of the count
 BUCKETS, HISTOGRAM_WORDS, ROW_WORDS = 332, 336, 8192  # sum, greatest, least, a spare word, buckets
 
 WORDS_HEADER = Struct("<8sII16s")  # magic, layout_version, role, open_id

@@ -39,7 +39,7 @@ STRUCTS = [
 ]
 
 
-SIZES = ("BUCKETS", "COUNTERS", "HISTOGRAMS", "SLOTS")  # that the fingerprint of metrics begins with
+SIZES = ("BUCKETS", "COUNTERS", "HISTOGRAMS", "SLOTS", "METRICS_FORM")  # that the fingerprint of metrics begins with
 
 # ---- the checksum
 
@@ -357,7 +357,7 @@ def test_metrics(store: Path) -> None:
     counters, histograms = [n for n, unit in names if not unit], [n for n, unit in names if unit]
     folded = number("mm_metrics_header", metrics, 0, "fingerprint")
     constants = {constant.strip("`"): int(value) for constant, value, *_ in rows("Numbers")}
-    sizes = struct.pack("<QQQQ", *(constants[f"MM_{name}"] for name in SIZES))
+    sizes = struct.pack("<5Q", *(constants[f"MM_{name}"] for name in SIZES))
     assert folded & 0xFFFFFFFF == crc(b"".join(n.encode() + b"\0" for n in counters), crc(sizes))
     assert folded >> 32 == crc(b"".join(n.encode() + b"\0" for n in histograms), crc(sizes) ^ 1)
     row = struct.unpack_from("<62Q", metrics, 4096)

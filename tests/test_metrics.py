@@ -127,7 +127,7 @@ def worker(path: str, seed: int, gate: Gate, told: mmap.mmap, index: int, end: b
 
 
 def test_all_processes_that_ever_were_are_counted(open_store: Open, path: str, children: Children, seed: int) -> None:
-    """A kill takes at most the operation that was under way; what came before it is in the sum for good."""
+    """A kill takes at most the operation under way, and fewer than 256 hits; the rest is in the sum for good."""
     rng = random.Random(seed)
     pc = open_store()
     for _ in range(3):
@@ -152,8 +152,8 @@ def test_all_processes_that_ever_were_are_counted(open_store: Open, path: str, c
     now = pc.metrics()
     found = now.counters
     assert appends <= found["appends"] - before.counters["appends"] <= appends + killed
-    seen = found["cache_hits"] + found["cache_misses"]
-    assert gets <= seen - before.counters["cache_hits"] - before.counters["cache_misses"] <= gets + killed
+    seen = sum(found[n] - before.counters[n] for n in ("cache_hits", "cache_misses"))
+    assert gets - 255 * killed <= seen <= gets + killed
     assert found["attaches"] == 1 + 12
     written = sum(len(pc.get(pid).unwrap()) - 5 for pid in (2, 3, 4)) // 5
     assert found["appends"] <= written <= found["appends"] + killed
@@ -162,6 +162,47 @@ def test_all_processes_that_ever_were_are_counted(open_store: Open, path: str, c
     assert after.counters["reaps"] == killed
     assert after.counters["appends"] == found["appends"]  # reaping moves nothing
     assert [p.slot for p in after.processes] == [pc._attachment.slot]
+
+
+def test_hits_are_told_late_and_whole(open_store: Open, path: str) -> None:
+    """Each 256th, at a miss, at a close, and to who asks through the handle; another one lacks fewer than 256."""
+    pc, other = open_store(), mmpc.open(path, mmpc.Append())
+    pids = [pc.allocate(b"x")[0] for _ in range(2)]
+    for pid in pids:
+        other.get(pid)
+    done = 0
+    for turn in range(3000):
+        other.get(pids[turn % 2])
+        done += 1
+        if turn == 2000:
+            other._drop(pids[0])
+            assert done - 256 < _metrics.read(path).counters["cache_hits"] <= done
+            other.get(pids[0])
+            assert PORTABLE or _metrics.read(path).counters["cache_hits"] == done
+        if turn % 500 == 499:
+            seen = _metrics.read(path).counters["cache_hits"]
+            assert done - 256 < seen <= done
+            m = other.metrics()
+            assert m.counters["cache_hits"] == done
+            assert done - 256 < m.histograms["get_hit"].count <= done
+    other.get_many(pids * 50)
+    other.close()
+    assert pc.metrics().counters["cache_hits"] == done + 100
+
+
+def test_untold_hits_are_counted_once_though_the_process_forks(open_store: Open, children: Children) -> None:
+    pc = open_store()
+    pid, _ = pc.allocate(b"x")
+    for _ in range(400):  # the first is a miss
+        pc.get(pid)
+
+    def child() -> None:
+        pc.get(pid)
+        pc.close()
+
+    children.run(child)
+    found = pc.metrics().counters
+    assert (found["cache_hits"], found["cache_misses"]) == (400, 1)
 
 
 def test_several_threads(open_store: Open) -> None:
