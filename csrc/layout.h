@@ -129,7 +129,8 @@ typedef struct mm_segment_retired {
 } mm_segment_retired;
 #define MM_RETIRED_MAGIC UINT64_C(0x6472747243504D4D) /* "MMPCrtrd" */
 /* Even and odd ones take turns; 0 is none (peek.h). */
-static inline uint64_t mm_generation_after(uint64_t generation) { return generation == 0xFFFFFF ? 2 : generation + 1; }
+static inline uint64_t mm_generation_after(uint64_t generation) { return generation + 1; }
+#define MM_GENERATION_LAST 0xFFFFFFu /* a segment of it is not used again: which of two is the later is told by their size, and none comes twice */
 static inline uint64_t mm_retired_offset(uint64_t generation) { return 512 * (1 + generation % 2); }
 _Static_assert(sizeof(mm_segment_retired) == 32 && offsetof(mm_segment_retired, epoch) == 24, "retirement is stored");
 

@@ -88,8 +88,9 @@ uint64_t mm_punch(mm *m, uint64_t most)
     uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments), spare = most == UINT64_MAX ? SPARE_QUIET : SPARE_BUSY;
     if (n && !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return 0;
     for (uint64_t i = 0; i < n && punched < most; i++) {
-        if (mm_segword_state(at_load_acquire(&m->segments[i].word)) != MM_SEG_FREE) continue;
-        if (kept < spare) kept++;
+        uint64_t w = at_load_acquire(&m->segments[i].word);
+        if (mm_segword_state(w) != MM_SEG_FREE) continue;
+        if (kept < spare && mm_segment_usable(m, i, w)) kept++;
         else punched += mm_punch_segment(m, i);
     }
     return punched;

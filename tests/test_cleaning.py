@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc import _files, failpoints
+from mmpc import _files, _layout, failpoints
 from mmpc._extent import Run, run_at
+from mmpc._layout import CONTROL_SEGMENTS, SEGMENT_ENTRY, SEGMENT_ENTRY_SIZE
 from mmpc.cli import gather
 from support.children import Children
 from support.mergers import Tally
@@ -70,6 +71,50 @@ def test_appends_to_a_few_pages_keep_the_log_small(open_store: Open) -> None:
     assert pc.stats().written > 2_500_000
     assert taken(pc) < 1_500_000
     assert [pc.get(pid).unwrap() for pid in pids] == [6000] * 10
+
+
+def test_a_segment_of_the_last_generation_is_not_used_again(open_store: Open, path: str) -> None:
+    """Generations are compared by size, so none may begin anew; what is worn out is a hole, and costs no room."""
+    last, control = 0xFFFFFF, Path(path, "control")
+    pc = open_store(segment_size=SMALL)
+    pid, entry = pc.allocate(["x" * 1000])[0], SEGMENT_ENTRY_SIZE
+    for other, key in [pc.allocate(["x" * 4000]) for _ in range(300)]:
+        pc.free(other, key)
+    churn(pc, pid, 300_000)
+    pc.flush()
+    clean(pc)
+
+    def words() -> list[int]:
+        data = control.read_bytes()[CONTROL_SEGMENTS:]
+        return [SEGMENT_ENTRY.unpack_from(data, n * entry)[0] for n in range(pc.stats().segments)]
+
+    used = words()
+    wearing = [n for n, word in enumerate(used) if _layout.STATES[word & 15] in ("free", "hole")]
+    assert len(wearing) > 5
+    with control.open("r+b") as f:
+        for n in wearing:
+            f.seek(CONTROL_SEGMENTS + n * entry)
+            f.write((used[n] & ~(last << 4) | (last - 1) << 4).to_bytes(8, "little"))
+    churn(pc, pid, 3_000_000)
+    clean(pc)
+    after = words()
+    assert all(after[n] >> 4 & last == last for n in wearing)
+    assert any(_layout.STATES[after[n] & 15] == "hole" for n in wearing)
+    assert all(_layout.STATES[after[n] & 15] in ("hole", "free", "retired", "sealed", "open") for n in wearing)
+    churn(pc, pid, 3_000_000)
+    clean(pc)
+    pc.flush()
+    clean(pc)
+    assert all(after[n] == words()[n] or _layout.STATES[words()[n] & 15] == "hole" for n in wearing)
+    assert taken(pc) < 1_500_000
+    value = pc.get(pid).unwrap()
+    pc.close()
+    for name in ("control", "table"):
+        Path(path, name).unlink()
+    again = open_store()
+    assert again.get(pid).unwrap() == value
+    churn(again, pid, 1_000_000)
+    assert mmpc.verify(path).ok
 
 
 def test_freed_pages_give_their_space_back(open_store: Open) -> None:
