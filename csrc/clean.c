@@ -30,10 +30,22 @@ typedef struct survey {
     uint64_t best, best_live, stale, stale_looked, sealed;
 } survey;
 
-static uint64_t live_of(const mm *m, const mm_segment *s)
+static uint64_t live_of(const mm *m, const mm_segment *s, uint64_t untold)
 {
-    int64_t live = (int64_t)at_load_relaxed(&s->live);
+    int64_t live = (int64_t)(at_load_relaxed(&s->live) + untold);
     return live < 0 ? 0 : (uint64_t)live > m->segment_size ? m->segment_size : (uint64_t)live;
+}
+
+/* What an owner of a lease knows of it alone as yet (mm_account): nearly all that it has written there is live. */
+static uint64_t untold(mm *m, uint64_t n)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < mm_slots_used(m); i++) {
+        const mm_slot *s = &m->slots[i];
+        uint64_t lease = at_load_acquire(&s->lease), fill = at_load_acquire(&s->lease_fill);
+        if (lease >> m->segment_shift == n && lease && fill <= m->segment_size && (at_load_acquire(&s->state) & 255) == MM_SLOT_LIVE) bytes += fill;
+    }
+    return bytes;
 }
 
 static void look_around(mm *m, survey *v)
@@ -44,7 +56,7 @@ static void look_around(mm *m, survey *v)
     if (!n || !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return;
     for (uint64_t i = 0; i < n; i++) {
         const mm_segment *s = &m->segments[i];
-        uint64_t state = mm_segword_state(at_load_acquire(&s->word)), live = live_of(m, s), looked = at_load_relaxed(&s->looked);
+        uint64_t state = mm_segword_state(at_load_acquire(&s->word)), live = live_of(m, s, 0), looked = at_load_relaxed(&s->looked);
         if (state == MM_SEG_RETIRED && at_load_relaxed(&s->since) > marked) {
             v->pending++;
             if (at_load_relaxed(&s->since) > v->since) v->since = at_load_relaxed(&s->since);
@@ -54,6 +66,7 @@ static void look_around(mm *m, survey *v)
         v->live += live;
         if (state != MM_SEG_SEALED) continue;
         v->sealed++;
+        if (live < v->best_live) live = live_of(m, s, untold(m, i));
         if (live < v->best_live) v->best_live = live, v->best = i;
         if (looked < v->stale_looked) v->stale_looked = looked, v->stale = i;
     }
@@ -167,6 +180,7 @@ static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_resul
     uint64_t pid = mm_record_pid(rec), version = rec->version;
     if (mm_shape_kind(rec->shape) == MM_KIND_INTENT) return MM_OK; /* a mark covers it before the segment is used again */
     int passes = mm_chain_passes(m, pid, at, version, r);
+    pv_store(&m->left, live_of(m, &m->segments[m->victim.number], 0));
     if (passes > 0 && m->victim.visit) m->victim.live += span;
     for (int tries = 0; passes > 0 && !m->victim.visit; tries++) {
         int rc = MM_CONFLICT;
@@ -230,12 +244,23 @@ static int finish_victim(mm *m, mm_clean_report *c, mm_result *r)
 
 /* ---- the work ------------------------------------------------------------------------------------------------------------------------- */
 
-/* False: nothing to do. */
-static bool choose(mm *m, enum mm_effort effort)
+/* The copies have room: beside the reserve; or in it, if all of them have, and nobody else copies there (room.c).  What was begun and cannot be
+ * finished, or gains nothing, would take the room of what can and does. */
+static bool have_room(mm *m, uint64_t live, mm_clean_report *c)
+{
+    mm_result ignored;
+    int rc = mm_segment_refill(m, 0, &ignored);
+    if (!mm_is_full(rc)) return true;
+    c->busy = !mm_room_mover(m);
+    return !c->busy && live <= mm_room_fits(m) && !mm_is_full(mm_segment_refill(m, mm_room_of(live), &ignored));
+}
+
+/* False: nothing to do, or no room to. */
+static bool choose(mm *m, enum mm_effort effort, mm_clean_report *c)
 {
     survey v;
     look_around(m, &v);
-    if (!worth_cleaning(m, &v, effort)) return false;
+    if (!worth_cleaning(m, &v, effort) || !have_room(m, v.best_live, c)) return false;
     if (++m->victims % VISIT == 0 && v.stale != MM_NO_SEGMENT && v.stale != v.best) visit(m, v.stale);
     else claim(m, v.best);
     return true;
@@ -255,7 +280,7 @@ static int work(mm *m, enum mm_effort effort, uint64_t gain, uint64_t most, mm_c
 {
     gain = share_of(m, effort, gain);
     while (c->scanned < c->moved + gain && c->scanned / 8 < gain && c->scanned < most) {
-        if (!m->victim.held && !choose(m, effort)) return MM_OK;
+        if (!m->victim.held && !choose(m, effort, c)) return MM_OK;
         if (!m->victim.held) continue; /* somebody was faster */
         if (!holds(m)) {
             m->victim.held = false;
@@ -398,6 +423,8 @@ int mm_clean(mm *m, uint32_t effort, uint64_t gain, mm_clean_report *report, mm_
         retired = report->retired;
         rc = clean_once(m, &c, r);
     } while (rc == MM_FULL && report->retired > retired); /* what was emptied may be the room that was missing */
+    if (rc == MM_FULL) report->busy = !mm_room_mover(m);
+    mm_room_moved(m); /* behind the flush: who copies next finds what this one emptied */
     return rc;
 }
 
@@ -411,8 +438,10 @@ void mm_clean_help(mm *m)
     mm_result ignored;
     uint64_t debt = pv_load_relaxed(&m->debt);
     if (!mm_clean_owed(m) || !pv_cas(&m->debt, &debt, 0)) return;
-    bool scarce = pv_load_relaxed(&m->scarce); /* pages are freed from the reserve: what they leave is emptied while there is room to */
+    /* Pages are freed from the reserve: what they leave is emptied while there is room to, and a segment to its end, since who leaves with a part of
+     * the reserve in its lease takes that with it. */
+    bool scarce = pv_load_relaxed(&m->scarce);
     pv_store(&m->helping, 1);
-    mm_clean(m, scarce ? MM_EFFORT_ALL : MM_EFFORT_WRITER, debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
+    mm_clean(m, scarce ? MM_EFFORT_ALL : MM_EFFORT_WRITER, scarce ? m->segment_size : debt + debt / 4, &report, &ignored); /* damage is told to who reads the page, and by gc */
     pv_store(&m->helping, 0);
 }

@@ -93,6 +93,7 @@ struct mm {
     mm *heir;                 /* in a forked child: the attachment that holds what views of this one held */
     mm_lease lease;
     pv_word debt;             /* bytes leased since the cleaner was last helped */
+    pv_word left;             /* bytes that are live in the segment that is being emptied; a hint for the size of a lease */
     pv_word helping;          /* what is leased now is for copies */
     pv_word scarce;           /* the lease was taken from the reserve: the disk is full, as far as we know */
     mm_victim victim;
@@ -240,6 +241,7 @@ bool mm_segment_join(mm *m, uint64_t n, uint64_t generation, uint64_t rest);
 bool mm_segment_usable(mm *m, uint64_t n, uint64_t w);
 int mm_segment_open(mm *m, uint64_t old, mm_result *r);    /* replaces the open segment */
 uint64_t mm_segments_used(mm *m); /* up to the last one that holds anything */
+bool mm_segment_is_stamped(const mm *m, uint64_t n, uint64_t generation); /* the log reaches its end */
 bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable); /* before its bytes are overwritten or punched */
 void mm_segment_clear_unused(mm *m, uint64_t n);
 void mm_segment_seal(mm *m, mm_segment *s, uint64_t generation);
@@ -255,7 +257,7 @@ void mm_account_flush(mm *m);
 /* lease.c */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r); /* fills m->lease */
 static inline bool mm_is_full(int rc) { return rc == MM_FULL || rc == MM_LIMIT; }
-int mm_segment_refill(mm *m, mm_result *r);                /* MM_OK: the reserve is whole, or was made whole */
+int mm_segment_refill(mm *m, uint64_t copies, mm_result *r); /* MM_OK: the reserve is whole, or was made whole; copies: that is room enough for so many bytes */
 void mm_lease_ended(mm *m);                                /* m->lease becomes the previous one */
 void mm_lease_give_up(mm *m);                              /* after a fault in the middle of writing to it */
 uint64_t mm_lease_blocks(const mm *m, uint64_t at, uint32_t seed, uint64_t generation);
@@ -273,7 +275,13 @@ uint64_t mm_punch(mm *m, uint64_t most);                   /* FREE segments beyo
 
 /* room.c */
 #define MM_NO_SEGMENT UINT64_MAX
-int mm_room_behind(mm *m, uint64_t n, uint64_t end, enum mm_purpose purpose, mm_result *r);
+int mm_room_behind(mm *m, uint64_t n, uint64_t at, uint64_t end, enum mm_purpose purpose, mm_result *r);
+int mm_room_copies(mm *m, uint64_t n, uint64_t at, uint64_t bytes, mm_result *r);
+uint64_t mm_room_pieces(const mm *m);
+uint64_t mm_room_fits(const mm *m); /* bytes in a segment up to which the reserve is kept for its copies */
+uint64_t mm_room_of(uint64_t live);  /* bytes of the log that copies take */
+bool mm_room_mover(mm *m);  /* we may take of the reserve for copies, and nobody else does */
+void mm_room_moved(mm *m);
 int mm_room_next(mm *m, uint64_t but, uint64_t blocks, enum mm_purpose purpose, mm_result *r);
 int mm_room_candidate(mm *m, uint64_t but, uint64_t *n, mm_result *r); /* the segment that will be opened next, as far as one can know */
 int mm_log_round(mm *m, uint64_t *size, mm_result *r);

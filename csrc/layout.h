@@ -314,8 +314,9 @@ typedef struct mm_globals { /* one word a cache line: each is changed by other p
     MM_LINE(life);         /* epoch that this life began with: segments that were opened before are of an earlier one */
     MM_LINE(id_ceiling);   /* of the newest COUNTER record that is committed, as far as somebody told: CAS-max, after id_lsn */
     MM_LINE(id_lsn);       /* stable >= this: it is durable.  CAS-max */
+    MM_LINE(mover);        /* who may take of the reserve for copies: 2^20 ns when it last did:48 | slot + 1:16; 0 = nobody.  A hint */
 } mm_globals;
-_Static_assert(sizeof(mm_globals) == 40 * 64, "globals layout is shared");
+_Static_assert(sizeof(mm_globals) == 41 * 64, "globals layout is shared");
 #define MM_SWEEP_DONE UINT64_MAX
 
 #define MM_SLOTS 1024u

@@ -139,37 +139,46 @@ static void begin_lease(mm *m, uint64_t n, uint64_t generation, uint64_t first, 
     at_store_release(&m->slot->lease_fill, sizeof h);
 }
 
+/* Blocks for what the victim still holds: a larger lease would stay with who cleaned, and be missed by who cleans next. */
+static uint64_t moves(mm *m, uint64_t room)
+{
+    uint64_t blocks = (mm_room_of(pv_load_relaxed(&m->left)) + MM_BLOCK - 1) / MM_BLOCK, most = LEASE_LARGEST / MM_BLOCK;
+    if (blocks > room) blocks = room;
+    return blocks < most ? blocks : most;
+}
+
 /* Allocates what a lease from `at` on needs: `want` blocks, or no more than `need` where there is little room; the reserve behind it, or itself
  * from the reserve if that is what it is for.  Before anything is taken: a full disk takes nothing. */
 static int cover_lease(mm *m, uint64_t n, uint64_t at, uint64_t need, uint64_t *want, enum mm_purpose purpose, bool *reserve, mm_result *r)
 {
-    uint64_t asked = *want;
+    uint64_t asked = *want, room = (((n + 1) << m->segment_shift) - at) / MM_BLOCK;
     *reserve = false;
-    int rc = mm_room_behind(m, n, at + *want * MM_BLOCK, MM_GROWS, r);
+    int rc = mm_room_behind(m, n, at, at + *want * MM_BLOCK, MM_GROWS, r);
     if (mm_is_full(rc) && *want > need) {
         *want = need;
-        rc = mm_room_behind(m, n, at + need * MM_BLOCK, MM_GROWS, r);
+        rc = mm_room_behind(m, n, at, at + need * MM_BLOCK, MM_GROWS, r);
     }
     if (!mm_is_full(rc) || purpose == MM_GROWS) return rc;
     *reserve = true;
+    if (purpose == MM_MOVES) asked = moves(m, room);
     for (; purpose == MM_MOVES && asked > need; asked /= 2) { /* many records: small leases would waste what they are to gain */
         *want = asked;
-        rc = mm_room_behind(m, n, at + asked * MM_BLOCK, purpose, r);
+        rc = mm_room_behind(m, n, at, at + asked * MM_BLOCK, purpose, r);
         if (!mm_is_full(rc)) return rc;
     }
     *want = need;
-    return mm_room_behind(m, n, at + need * MM_BLOCK, purpose, r);
+    return mm_room_behind(m, n, at, at + need * MM_BLOCK, purpose, r);
 }
 
 /* A lease that was taken from the reserve may be used for anything once the reserve is whole again behind all that is taken. */
-int mm_segment_refill(mm *m, mm_result *r)
+int mm_segment_refill(mm *m, uint64_t copies, mm_result *r)
 {
     uint64_t open = at_load_acquire(&m->g->open_segment), n = (open & 0xFFFFFFFF) - 1;
     mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
-    if (!s) return mm_room_next(m, MM_NO_SEGMENT, 0, MM_GROWS, r);
-    uint64_t taken = at_load_acquire(&s->fill) & 0xFFFFFFFF;
+    if (!s) return copies ? MM_OK : mm_room_next(m, MM_NO_SEGMENT, 0, MM_GROWS, r);
+    uint64_t taken = at_load_acquire(&s->fill) & 0xFFFFFFFF, at = (n << m->segment_shift) + taken * MM_BLOCK;
     if (taken > mm_blocks_of(m)) return mm_corrupt(r, MM_FILE_CONTROL, (uint64_t)((uint8_t *)&s->fill - m->control));
-    return mm_room_behind(m, n, (n << m->segment_shift) + taken * MM_BLOCK, MM_GROWS, r);
+    return copies ? mm_room_copies(m, n, at, copies, r) : mm_room_behind(m, n, at, at, MM_GROWS, r);
 }
 
 /* One try in segment n.  MM_OK: the lease is ours; MM_BUSY: look again (somebody was faster); MM_SPACE: the segment has too little left. */
@@ -206,6 +215,14 @@ static int move_on(mm *m, mm_segment *s, uint64_t open, uint64_t need, enum mm_p
     return rc ? rc : MM_BUSY;
 }
 
+/* The log cannot grow to where the next lease of segment n would end: what is left to give room back may lie below. */
+static bool bare(mm *m, const mm_segment *s, uint64_t n, uint64_t need)
+{
+    mm_result ignored;
+    uint64_t taken = at_load_acquire(&s->fill) & 0xFFFFFFFF, end = taken + need < mm_blocks_of(m) ? taken + need : mm_blocks_of(m);
+    return mm_is_full(mm_log_cover(m, (n << m->segment_shift) + end * MM_BLOCK, &ignored));
+}
+
 /* A lease with room for `bytes` behind its header.  The caller has announced a publish.  Each turn of the loop means that somebody made
  * progress; the bound is against a hostile `control`. */
 int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
@@ -217,7 +234,7 @@ int mm_segment_lease(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *
         mm_segment *s = open ? mm_segment_of(m, n << m->segment_shift, r) : NULL;
         if (open && !s) break;
         int rc = open ? try_lease(m, n, open >> 32, need, purpose, r) : MM_SPACE;
-        bool below = s && mm_is_full(rc) && purpose != MM_GROWS; /* the log cannot grow: what is left to give room back may lie below */
+        bool below = s && mm_is_full(rc) && purpose != MM_GROWS && bare(m, s, n, need);
         if (rc == MM_SPACE || below) rc = move_on(m, s, open, need, purpose, r);
         if (rc == MM_BUSY) continue;
         if (mm_is_full(rc) && !reaped) { /* the dead may have been preparing a segment */

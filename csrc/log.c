@@ -143,7 +143,7 @@ int mm_reserve(mm *m, uint64_t bytes, enum mm_purpose purpose, mm_result *r)
         if (ours && l->bump + bytes <= l->end) {
             mm_mapped_use(m, l->bump, bytes);
             if (!l->reserve || purpose == MM_FREES || (purpose == MM_MOVES && !l->frees)) return MM_OK;
-            int rc = mm_segment_refill(m, r);
+            int rc = mm_segment_refill(m, 0, r);
             l->reserve = rc != MM_OK;
             if (!rc || purpose == MM_GROWS) return rc; /* copies take a lease of their own */
         }

@@ -251,6 +251,7 @@ enum mm_effort { MM_EFFORT_WRITER = 0, MM_EFFORT_BACKGROUND = 1, MM_EFFORT_ALL =
 typedef struct mm_clean_report {
     uint64_t scanned, moved, retired; /* bytes read through, bytes copied, segments emptied */
     uint32_t more;                    /* a segment is emptied in part */
+    uint32_t busy;                    /* the disk is full, and another process makes room */
 } mm_clean_report;
 /* Cleans until `gain` bytes more were read through than copied, or nothing is left to do, or a publish under way must be waited for (report->scanned
  * is 0).  MM_CORRUPT: a segment cannot be emptied, and is left as it is. */

@@ -61,19 +61,22 @@ void mm_reclaim(mm *m)
 
 /* ---- giving back to the file system ---------------------------------------------------------------------------------------------- */
 
-/* FREE segments that keep their bytes: where the reserve lies; beside writers one more, that was just emptied, so that they need not allocate it anew. */
-#define SPARE_QUIET 1u
-#define SPARE_BUSY 2u
+/* FREE segments that keep their bytes: where the reserve lies (room.c); beside writers one more, that was just emptied, so that they need not allocate it
+ * anew. */
+#define SPARE_BUSY 1u
 
-/* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  A
+/* The first block stays: its header says which generation was retired; and the last one, which says that the rest is gone (mm_segment_stamp).  That is
+ * said once: beside a hole the store would need room, where the file system keeps several blocks in one page, and be a SIGBUS on a full disk.  A
  * file system that cannot punch keeps the bytes.  One that was given a number and no bytes yet has nothing to give back behind the end of the log. */
 bool mm_punch_segment(mm *m, uint64_t n)
 {
+    if (n >= pv_load_relaxed(&m->segments_safe)) return false;
     uint64_t w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) != MM_SEG_FREE || !mm_segment_step(m, n, &w, MM_SEG_PUNCHING, m->slot_index)) return false;
     uint64_t begin = (n << m->segment_shift) + MM_BLOCK, end = (n + 1) << m->segment_shift, published = at_load_acquire(&m->g->log_size);
     bool whole = mm_log_reaches(m, end) && mm_os_grow(m->config.log, end - MM_BLOCK, end) == 0; /* one of an earlier life may end with a hole */
-    if (whole && mm_segment_stamp_end(m, n, mm_segword_generation(w), at_load_acquire(&m->g->stable))) end -= MM_BLOCK;
+    uint64_t generation = mm_segword_generation(w);
+    if (whole && (mm_segment_is_stamped(m, n, generation) || mm_segment_stamp_end(m, n, generation, at_load_acquire(&m->g->stable)))) end -= MM_BLOCK;
     if (end > published) end = published;
     bool any = begin < end && mm_log_reaches(m, end) && !mm_fail_at(m->config.failpoints, MM_FAIL_LOG_PUNCH);
     if (any && mm_os_punch(m->config.log, begin, end) == 0) at_written(m->log + begin, end - begin);
@@ -85,7 +88,7 @@ bool mm_punch_segment(mm *m, uint64_t n)
 uint64_t mm_punch(mm *m, uint64_t most)
 {
     mm_result ignored;
-    uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments), spare = most == UINT64_MAX ? SPARE_QUIET : SPARE_BUSY;
+    uint64_t kept = 0, punched = 0, n = at_load_acquire(&m->g->segments), spare = mm_room_pieces(m) + (most == UINT64_MAX ? 0 : SPARE_BUSY);
     if (n && !mm_segment_of(m, (n - 1) << m->segment_shift, &ignored)) return 0;
     for (uint64_t i = 0; i < n && punched < most; i++) {
         uint64_t w = at_load_acquire(&m->segments[i].word);

@@ -160,7 +160,7 @@ static int allocate(mm *m, const mm_run *run, mm_result *r)
     at_fence_full(); /* the size, then the states */
     rc = fill_open_ones(m, r);
     if (!rc && !mm_log_reaches(m, end)) rc = mm_corrupt(r, MM_FILE_LOG, end);
-    return rc ? rc : mm_segment_refill(m, r);
+    return rc ? rc : mm_segment_refill(m, 0, r);
 }
 
 /* A payload that looked like what stands at the borders of segments would be taken for it by who scans the log when the run is free. */

@@ -214,13 +214,24 @@ static int take_free(mm *m, uint64_t *n, uint64_t *generation, mm_result *r)
     }
 }
 
+static uint32_t stamp_crc(const mm *m, const mm_segment_stamp *t) { return crc32c_extend(m->uuid_seed, (const uint8_t *)t + 12, sizeof *t - 12); }
+
+/* It was punched before: its end knows of the epoch at which this generation was retired. */
+bool mm_segment_is_stamped(const mm *m, uint64_t n, uint64_t generation)
+{
+    mm_segment_stamp t;
+    uint64_t since = at_load_relaxed(&m->segments[n].since);
+    memcpy(&t, m->log + ((n + 1) << m->segment_shift) - sizeof t, sizeof t);
+    return t.magic == MM_STAMP_MAGIC && t.generation == generation && t.number == n && t.crc == stamp_crc(m, &t) && since && t.stable >= since;
+}
+
 /* Before anything that the generation before held is gone: see mm_segment_stamp.  False: the segment never was whole. */
 bool mm_segment_stamp_end(mm *m, uint64_t n, uint64_t generation, uint64_t stable)
 {
     uint64_t end = (n + 1) << m->segment_shift;
     if (!mm_log_reaches(m, end)) return false;
     mm_segment_stamp t = { .magic = MM_STAMP_MAGIC, .generation = (uint32_t)generation, .number = n, .stable = stable };
-    t.crc = crc32c_extend(m->uuid_seed, (const uint8_t *)&t + 12, sizeof t - 12);
+    t.crc = stamp_crc(m, &t);
     at_copy(m->log + end - sizeof t, &t, sizeof t);
     at_fence_full();
     return true;

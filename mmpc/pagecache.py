@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 
 from . import _backup, _compression, _files, _maintenance, _snapshot, _store, _views, errors
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _VIEW_TRIES = 8  # consolidations for one view, against writers that append all the time
+_ROOM_TRIES = 300  # looks at 5 ms, while another process makes room on a full disk
 
 
 class PageCache(Measured, Verbs[T], Collections):
@@ -273,10 +275,17 @@ class PageCache(Measured, Verbs[T], Collections):
             self._mend(status, (0, 0, 0, 0, r.length, r.offset, r.file, r.os_error), r.key.pid, None)
 
     def _made_room(self) -> bool:
-        """On a full disk: whether segments were emptied that hold something that is live no more."""
-        mm, before = self._attachment.mm, self.stats().segments_free
-        lib.mm_clean(mm, errors.ALL, 1 << 62, ffi.new("mm_clean_report *"), ffi.new("mm_result *"))
-        return self.stats().segments_free > before
+        """On a full disk: whether segments were emptied, by this process or, while it looked, by another one."""
+        mm, report, before = self._attachment.mm, ffi.new("mm_clean_report *"), self.stats()
+        for _ in range(_ROOM_TRIES):
+            lib.mm_clean(mm, errors.ALL, 1 << 62, report, ffi.new("mm_result *"))
+            now = self.stats()
+            if report.retired or now.cleaned > before.cleaned or now.segments_free > before.segments_free:
+                return True
+            if not report.busy:
+                return False
+            time.sleep(0.005)
+        return False
 
     def rewrite(self, pid: int, tx: Tx | None = None) -> None:
         """Moves the page, as it is, to where the log is written now.  Its content, version and keys stay valid.

@@ -125,7 +125,7 @@ def test_freed_pages_give_their_space_back(open_store: Open) -> None:
     for pid, key in keys[10:]:
         pc.free(pid, key)
     clean(pc)
-    assert taken(pc) < before / 4
+    assert taken(pc) < before / 4 + SMALL  # two hold the reserve
     assert all(pc.get(pid).unwrap() == ["x" * 4000] for pid, _key in keys[:10])
     assert all(pc.get(pid).is_free() for pid, _key in keys[10:])
 

@@ -169,7 +169,7 @@ def test_latencies_are_of_the_interval(open_store: Open, path: str) -> None:
     assert found["flush"].percentile(0) <= found["flush"].percentile(50)
     gets = after.counted(before, "cache_hits", "cache_misses")
     assert gets is not None
-    assert gets * (after.time - before.time) == pytest.approx(5000)
+    assert 5000 - 256 < round(gets * (after.time - before.time)) <= 5000  # the handle tells of hits late
     shown = top.figures(path, before, after)
     assert [t["name"] for t in shown["latencies"]] == list(found)
     titles = [name for name, _lines in top.blocks(shown, after.segments, 80, True)]

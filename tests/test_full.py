@@ -437,6 +437,51 @@ def test_what_is_freed_on_a_full_disk_is_room_again(
         assert mmpc.verify(pc.path).ok
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(("size", "megabytes"), [(1 << 16, 16), (1 << 20, 36)])
+@pytest.mark.parametrize("kind", ["memory", "ext4"])
+def test_several_processes_make_room_on_a_full_disk_at_the_same_time(
+    tmp_path: Path, seed: int, kind: str, size: int, megabytes: int, children: Children
+) -> None:
+    """As above, by four at once that share the pages: each cleans, and takes of the same reserve for it."""
+    small = memory(f"{megabytes}m") if kind == "memory" else ext4(tmp_path / "image", megabytes)
+    with small as disk, mmpc.open(disk.path / "store", mmpc.LastWriteWins(), create=True, segment_size=size) as pc:
+        keys, gate = [], Gate()
+        with pytest.raises(mmpc.DiskFullError):
+            while True:
+                keys.append(pc.allocate([len(keys), b"x" * 3000])[1])
+
+        def work(number: int) -> tuple[dict[int, int], int]:
+            rng = random.Random(seed + number)
+            with mmpc.open(pc.path, mmpc.LastWriteWins()) as mine:
+                gate.wait()
+                for key in keys[number::4][::3]:
+                    mine.free(key.pid, key)
+                held = {key.pid: -1 for i, key in enumerate(keys[number::4]) if i % 3}
+                pids, refused = list(held), 0
+                for step in range(6000):
+                    pid = rng.choice(pids)
+                    try:
+                        mine.replace(pid, mine.get(pid).key, [step, rng.randbytes(3000)])
+                    except mmpc.DiskFullError:  # until somebody has emptied more
+                        refused += 1
+                        time.sleep(0.001)
+                        continue
+                    held[pid] = step
+                return held, refused
+
+        crowd = [children.start(work, i) for i in range(4)]
+        gate.open()
+        ended = [child.result() for child in crowd]
+        print(f"refused of 6000: {[refused for _, refused in ended]}")
+        assert all(refused < 300 for _, refused in ended)
+        for held, _ in ended:
+            for pid, step in held.items():
+                found = pc.get(pid).unwrap()[0]
+                assert found == step or (step == -1 and found < len(keys))
+        assert mmpc.verify(pc.path).ok
+
+
 def test_timestamps_go_on_where_numbers_need_room(disk: Mounted, seed: int) -> None:
     """Who wants to read under a Tx must not need room: its record takes the reserve."""
     with opened(disk, idgen_persist_interval=1) as pc:
