@@ -62,16 +62,19 @@ static bool in_use(mm *m, const mm_lease_fill *l)
     return mm_segword_generation(w) == l->generation && (state == MM_SEG_OPEN || state == MM_SEG_SEALED || state == MM_SEG_CLAIMED);
 }
 
-/* The lease of a slot, or the one before where a new one begins just now; false: none, or its owner was faster. */
+/* The lease of a slot, or the one before where a new one begins just now; false: none, or its owner was faster.  With what is published and not counted
+ * yet: others may have seen it and be in the cut, and it must be missed in a copy of the log that was made before it was written. */
 static bool lease_of(mm *m, const mm_slot *s, mm_lease_fill *l)
 {
+    bool announces = at_load_acquire(&s->announce) != 0; /* first, as in intent.c */
     uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
     if (!fill || at_load_acquire(&s->lease) != lease) {
         fill = at_load_acquire(&s->last_fill);
         lease = at_load_acquire(&s->last_lease);
         shape = at_load_acquire(&s->last_shape);
         if (at_load_acquire(&s->last_fill) != fill) return false;
-    }
+    } else if (announces && lease)
+        fill = mm_fill_with_late(m, lease, shape, fill);
     *l = (mm_lease_fill){ lease, (uint32_t)fill, (uint32_t)(shape >> 32) };
     return lease && fill && in_use(m, l);
 }

@@ -22,7 +22,7 @@
 #include "mapped.h"
 
 /* The fill of a lease with what its owner has published and not yet counted.  Each publish is one record, or the records of one group. */
-static uint64_t fill_with_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill)
+uint64_t mm_fill_with_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill)
 {
     uint64_t last = mm_record_late(m, lease, shape, fill), word = last ? at_load_acquire((at_word *)(m->log + last)) : 0;
     return word >> 32 ? last + mm_shape_span(((const mm_record *)(m->log + last))->shape) - lease : fill;
@@ -34,7 +34,7 @@ static bool slot_fill(mm *m, const mm_slot *s, mm_lease_fill *l)
     bool announces = at_load_acquire(&s->announce) != 0;
     uint64_t lease = at_load_acquire(&s->lease), shape = at_load_acquire(&s->lease_shape), fill = at_load_acquire(&s->lease_fill);
     if (at_load_acquire(&s->lease) != lease || (lease && !fill)) return false; /* a new one begins just now */
-    if (lease && announces) fill = fill_with_late(m, lease, shape, fill);
+    if (lease && announces) fill = mm_fill_with_late(m, lease, shape, fill);
     *l = (mm_lease_fill){ lease, (uint32_t)fill, (uint32_t)(shape >> 32) };
     return true;
 }

@@ -402,6 +402,7 @@ static inline void mm_want_mark(mm *m, uint64_t epoch) { at_max_release(&m->g->m
 
 /* intent.c */
 void mm_fills_now(mm *m, uint64_t epoch, mm_fills *f);
+uint64_t mm_fill_with_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill);
 bool mm_intent_put(mm *m, const mm_fills *now);
 
 #endif

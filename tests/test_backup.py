@@ -19,7 +19,7 @@ import pytest
 import mmpc
 from mmpc._findings import Findings
 from mmpc._lasting import Config, parse_config, read_marks
-from mmpc._layout import RETIREMENTS_AT
+from mmpc._layout import CONTROL_SLOTS, RETIREMENTS_AT, SLOT_LEASES, SLOT_LEASES_AT, SLOT_SIZE
 from support import mounts
 from support.children import Child, Children
 
@@ -541,6 +541,45 @@ def lasting(path: str, into: str, **files: bytes) -> str:
         data = files.get(name)
         (Path(into) / name).write_bytes((Path(path) / name).read_bytes() if data is None else data)
     return into
+
+
+def test_a_copy_lacks_a_record_that_its_author_had_not_counted_yet(open_store: Open, path: str) -> None:
+    """The author stands between the head word and the fill of its lease; somebody has seen it, written on it and
+    flushed. A copy of the log from before the record is refused, since the mark knows of it.
+    """
+    author, other = open_store(), open_store()
+    pid, _ = author.allocate(["first"])
+    its, _ = other.allocate(["first"])
+    control, slot = Path(path, "control"), CONTROL_SLOTS + SLOT_SIZE * author._attachment.slot + SLOT_LEASES_AT
+
+    def leases(*words: int) -> list[int]:
+        with control.open("r+b") as f:
+            f.seek(slot)
+            found = list(SLOT_LEASES.unpack(f.read(SLOT_LEASES.size)))
+            f.seek(slot)
+            f.write(SLOT_LEASES.pack(*(words or found)))
+        return found
+
+    _, lease, shape, before = leases()
+    author.append(pid, ["second"])
+    _, _, _, after = leases()
+    assert after > before
+    leases(author.stats().epoch, lease, shape, before)
+    try:
+        seen = other.get(pid).unwrap()
+        assert seen == ["first", "second"]
+        other.append(its, [len(seen)])
+        other.flush()
+        log = bytearray(Path(path, "log").read_bytes())
+        whole = lasting(path, f"{path}.whole")
+        log[lease + before : lease + after] = bytes(after - before)
+        short = lasting(path, f"{path}.short", log=bytes(log))
+    finally:
+        leases(0, lease, shape, after)
+    with mmpc.open(whole, mmpc.Append()) as copy:
+        assert (copy.get(pid).unwrap(), copy.get(its).unwrap()) == (["first", "second"], ["first", 2])
+    with pytest.raises(mmpc.CorruptionError):
+        mmpc.open(short, mmpc.Append())
 
 
 def test_a_log_that_is_older_than_the_marks(open_store: Open, path: str) -> None:
