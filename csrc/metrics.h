@@ -60,17 +60,17 @@
 /* X(name, unit, sampled, what): one in `sampled` is looked at and counts for as many. */
 #define MM_HISTOGRAM_LIST(X) \
     X(get_hit, "ns", 256, "get of a value that is cached") \
-    X(page_in, "ns", 128, "reading a page from the log, for a get; each that takes longer than 10 us is looked at") \
+    X(page_in, "ns", 256, "reading a page from the log, for a get; each that takes longer than 10 us is looked at") \
     X(pull, "ns", 1, "waiting for a record that was not in memory") \
     X(merge, "ns", 32, "merging fragments for a read (native materializers)") \
-    X(append, "ns", 128, "publishing an appended fragment") \
-    X(link, "ns", 128, "publishing a linked fragment") \
-    X(replace, "ns", 128, "publishing a page's new value") \
-    X(free, "ns", 128, "publishing that a page is free") \
-    X(allocate, "ns", 128, "publishing a new page") \
-    X(payload, "bytes", 128, "sizes of the fragments written, as they are stored") \
-    X(serialize, "ns", 128, "encoding a fragment") \
-    X(deserialize, "ns", 128, "decoding, and merging in Python, what was read") \
+    X(append, "ns", 256, "publishing an appended fragment") \
+    X(link, "ns", 256, "publishing a linked fragment") \
+    X(replace, "ns", 256, "publishing a page's new value") \
+    X(free, "ns", 256, "publishing that a page is free") \
+    X(allocate, "ns", 256, "publishing a new page") \
+    X(payload, "bytes", 256, "sizes of the fragments written, as they are stored") \
+    X(serialize, "ns", 256, "encoding a fragment") \
+    X(deserialize, "ns", 256, "decoding, and merging in Python, what was read") \
     X(consolidate, "ns", 16, "merging a chain and publishing it") \
     X(rewrite, "ns", 1, "moving a page as it is") \
     X(lease, "ns", 1, "taking a run of blocks of the log") \

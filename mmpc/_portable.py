@@ -35,7 +35,7 @@ READ_FRAGMENTS, READ_TO_MERGE = 2, 3  # of csrc/mmpc.h: MM_READ_FRAGMENTS, MM_RE
 ALLOCATE, APPEND, LINK, REPLACE, CONSOLIDATE = 0, 1, 2, 3, 5  # enum mm_write
 _EVICTIONS = lib.mm_metric_named(0, b"cache_evictions")
 _SERIALIZE, _DESERIALIZE = lib.mm_metric_named(1, b"serialize"), lib.mm_metric_named(1, b"deserialize")
-_EVERY_SERIALIZE, _EVERY_DESERIALIZE = 128, 128  # one in so many is timed, and stands for as many (csrc/metrics.h)
+_EVERY_SERIALIZE, _EVERY_DESERIALIZE = 256, 256  # one in so many is timed, and stands for as many (csrc/metrics.h)
 
 
 class Binding(NamedTuple):
