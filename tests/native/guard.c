@@ -3,10 +3,12 @@
  * Threads of two attachments of one process work on one store; one thread cuts a file.  Then each verb is called once more by each
  * thread, which finds every mutex free, and all is closed.  A pin that a fault left behind would keep the mapping.
  *
- * The thread sanitizer makes atomic stores inside itself, under locks of its own, which a fault there would leave locked.  Under it only
- * `log` is cut and only verbs that read run: what they fault at is a load.
+ * The thread sanitizer makes atomic stores inside itself, under locks of its own, which a fault there would leave locked; of an acquiring load it
+ * makes two, the second under a lock.  Under it only `log` is cut and only verbs that read run, and no thread is inside of one while it is cut: then what
+ * they fault at is the first load of the two, or a plain one.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 
@@ -28,7 +30,8 @@ typedef struct worker {
 
 static uint64_t pages[PAGES], seed_now;
 static atomic_bool cut;
-static atomic_uint warm;
+static atomic_uint warm, resting;
+static atomic_bool rest;
 
 static bool damaged(worker *w, int rc, const mm_result *r, const char *verb)
 {
@@ -100,6 +103,10 @@ static void *work(void *of)
     worker *w = of;
     bool counted = false;
     for (int after = 0; after < 3;) {
+        if (READERS_ONLY && atomic_load(&rest)) {
+            atomic_fetch_add(&resting, 1);
+            while (atomic_load(&rest)) sched_yield();
+        }
         after += atomic_load(&cut);
         each_reader(w);
         if (!READERS_ONLY) each_writer(w);
@@ -116,8 +123,11 @@ static void cut_one(const store *s, uint64_t *random)
     uint64_t x = READERS_ONLY ? 2 : next_random(random);
     char name[600];
     file_path(s, targets[x % 4].file, name);
+    atomic_store(&rest, true);
+    while (READERS_ONLY && atomic_load(&resting) < THREADS) sched_yield();
     atomic_store(&cut, true);
     MUST(truncate(name, (off_t)(next_random(random) % (uint64_t)targets[x % 4].used)) == 0, "truncate %s", name);
+    atomic_store(&rest, false);
 }
 
 static uint64_t one_round(uint64_t seed)
@@ -134,6 +144,7 @@ static uint64_t one_round(uint64_t seed)
     }
     atomic_store(&cut, false);
     atomic_store(&warm, 0);
+    atomic_store(&resting, 0);
     for (int i = 0; i < THREADS; i++) {
         workers[i] = (worker){ .m = both[i % 2], .random = next_random(&random) | 1 };
         MUST(!pthread_create(&workers[i].thread, NULL, work, &workers[i]), "pthread_create");
