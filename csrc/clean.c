@@ -180,7 +180,7 @@ static int leave(mm *m, uint64_t at, uint64_t span, mm_clean_report *c, mm_resul
     uint64_t pid = mm_record_pid(rec), version = rec->version;
     if (mm_shape_kind(rec->shape) == MM_KIND_INTENT) return MM_OK; /* a mark covers it before the segment is used again */
     int passes = mm_chain_passes(m, pid, at, version, r);
-    pv_store(&m->left, live_of(m, &m->segments[m->victim.number], 0));
+    pv_store_relaxed(&m->left, live_of(m, &m->segments[m->victim.number], 0));
     if (passes > 0 && m->victim.visit) m->victim.live += span;
     for (int tries = 0; passes > 0 && !m->victim.visit; tries++) {
         int rc = MM_CONFLICT;

@@ -544,8 +544,8 @@ def lasting(path: str, into: str, **files: bytes) -> str:
 
 
 def test_a_copy_lacks_a_record_that_its_author_had_not_counted_yet(open_store: Open, path: str) -> None:
-    """The author stands between the head word and the fill of its lease; somebody has seen it, written on it and
-    flushed. A copy of the log from before the record is refused, since the mark knows of it.
+    """The author stands between the head word of a record and the fill of its lease; somebody has seen the record, and
+    flushed what came of it. A copy of the log from before is refused, since the mark knows of the record.
     """
     author, other = open_store(), open_store()
     pid, _ = author.allocate(["first"])

@@ -400,6 +400,19 @@ def test_the_seventeenth_process_is_refused_and_the_others_stay(
             each.close()
 
 
+def filling(pc: Store) -> list[Any]:
+    """Pages of 3 kB until there is no room; their keys."""
+    keys: list[Any] = []
+    with pytest.raises(mmpc.DiskFullError):
+        while True:
+            keys.append(pc.allocate([len(keys), b"x" * 3000])[1])
+    return keys
+
+
+def large(disk: Mounted, size: int) -> Store:
+    return mmpc.open(disk.path / "store", mmpc.LastWriteWins(), create=True, segment_size=size)
+
+
 @pytest.mark.parametrize(("size", "megabytes"), [(1 << 16, 16), (1 << 17, 20), (1 << 18, 20), (1 << 20, 28)])
 @pytest.mark.parametrize("kind", ["memory", "ext4"])
 def test_what_is_freed_on_a_full_disk_is_room_again(
@@ -410,14 +423,8 @@ def test_what_is_freed_on_a_full_disk_is_room_again(
     """
     rng = random.Random(seed)
     small = memory(f"{megabytes}m") if kind == "memory" else ext4(tmp_path / "image", megabytes)
-    with (
-        small as disk,
-        mmpc.open(disk.path / "store", mmpc.LastWriteWins(), create=True, segment_size=size) as pc,
-    ):
-        keys = []
-        with pytest.raises(mmpc.DiskFullError):
-            while True:
-                keys.append(pc.allocate([len(keys), rng.randbytes(3000)])[1])
+    with small as disk, large(disk, size) as pc:
+        keys = filling(pc)
         for key in keys[::3]:
             pc.free(key.pid, key)
         held = {key.pid: i for i, key in enumerate(keys) if i % 3}
@@ -437,6 +444,52 @@ def test_what_is_freed_on_a_full_disk_is_room_again(
         assert mmpc.verify(pc.path).ok
 
 
+@pytest.mark.parametrize(("size", "megabytes"), [(1 << 16, 16), (1 << 20, 36)])
+def test_what_one_process_freed_on_a_full_disk_is_room_for_another(
+    seed: int, size: int, megabytes: int, children: Children
+) -> None:
+    with memory(f"{megabytes}m") as disk, large(disk, size) as pc:
+        pids = [key.pid for key in filling(pc)]
+
+        def free() -> None:
+            with mmpc.open(pc.path, mmpc.LastWriteWins()) as mine:
+                for pid in pids[::3]:
+                    mine.free(pid, mine.get(pid).key)
+
+        def write() -> int:
+            rng, refused = random.Random(seed), 0
+            with mmpc.open(pc.path, mmpc.LastWriteWins()) as mine:
+                for step in range(3000):
+                    pid = pids[3 * rng.randrange(len(pids) // 3) + 1]
+                    try:
+                        mine.replace(pid, mine.get(pid).key, [step, rng.randbytes(3000)])
+                    except mmpc.DiskFullError:
+                        refused += 1
+            return refused
+
+        children.run(free)
+        assert children.run(write) < 100
+        assert mmpc.verify(pc.path).ok
+
+
+def test_who_was_to_make_room_and_is_stopped_has_a_second() -> None:
+    """`mover` names a process that lives and does nothing: another one makes the room instead."""
+    mover = 4096 + 2560  # docs/format.md
+    with memory("16m") as disk, large(disk, 1 << 16) as pc, large(disk, 1 << 16) as other:
+        keys = filling(pc)
+        for key in keys[::3]:
+            pc.free(key.pid, key)
+        named = (time.monotonic_ns() >> 20 << 16 | (pc._attachment.slot + 1)).to_bytes(8, "little")
+        with open(os.path.join(pc.path, "control"), "r+b") as f:
+            f.seek(mover)
+            f.write(named)
+        for turn in range(500):
+            pid = keys[3 * turn + 1].pid
+            other.replace(pid, other.get(pid).key, [turn, b"y" * 3000])
+        assert Path(pc.path, "control").read_bytes()[mover : mover + 8] != named
+        assert other.stats().cleaned > 10
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(("size", "megabytes"), [(1 << 16, 16), (1 << 20, 36)])
 @pytest.mark.parametrize("kind", ["memory", "ext4"])
@@ -445,11 +498,8 @@ def test_several_processes_make_room_on_a_full_disk_at_the_same_time(
 ) -> None:
     """As above, by four at once that share the pages: each cleans, and takes of the same reserve for it."""
     small = memory(f"{megabytes}m") if kind == "memory" else ext4(tmp_path / "image", megabytes)
-    with small as disk, mmpc.open(disk.path / "store", mmpc.LastWriteWins(), create=True, segment_size=size) as pc:
-        keys, gate = [], Gate()
-        with pytest.raises(mmpc.DiskFullError):
-            while True:
-                keys.append(pc.allocate([len(keys), b"x" * 3000])[1])
+    with small as disk, large(disk, size) as pc:
+        keys, gate = filling(pc), Gate()
 
         def work(number: int) -> tuple[dict[int, int], int]:
             rng = random.Random(seed + number)
