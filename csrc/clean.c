@@ -387,6 +387,7 @@ static int clean_once(mm *m, clean_call *c, mm_result *r)
     if (c->inside) mm_guarded(m, NULL, give_up_after_fault, NULL);
     if (rc && rc != MM_FULL) return rc;
     c->all = c->effort != MM_EFFORT_WRITER || rc == MM_FULL; /* what waits for a flush may be the room that is missing */
+    if (c->report->scanned && !c->all) mm_os_write_out(m->config.log); /* the flush that makes the victims usable again is a shorter pause */
     if (!c->report->retired && !c->all) return MM_OK;
     back = mm_guarded(m, &other, look_for_pending, c);
     if (!back && c->since) back = mm_flush_marked(m, c->since, &other);

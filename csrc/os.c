@@ -117,6 +117,16 @@ int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset)
     return direct && e == EINVAL ? mm_os_write_at(fd, p, n, offset) : e;
 }
 
+/* Begins to write out what is dirty, and waits for none of it; a hint.  What fails is told to who syncs, as with what the kernel writes by itself. */
+void mm_os_write_out(int fd)
+{
+#ifdef __linux__
+    sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)fd;
+#endif
+}
+
 /* The whole file system: also tells of pages that could not be written and whose file's own error somebody else was told. */
 int mm_os_sync_filesystem(int fd)
 {
