@@ -30,6 +30,7 @@ from ._layout import (
     CONTROL_SEGMENTS,
     EXTENT_STATE,
     IN_USE,
+    LAST_GENERATION,
     LEASE_HEADER,
     MARK_LEASE,
     MARK_MAGIC,
@@ -40,6 +41,8 @@ from ._layout import (
     REST_MEMBER,
     REST_RUN,
     RETIRED,
+    RETIREMENTS_AT,
+    RUN_HEADER,
     RUN_MAGIC,
     SECTOR,
     SECTOR_LEASES,
@@ -276,22 +279,29 @@ class _Copy:
 
     def _part_of_run(self, number: int, generation: int, rest: int, gone: bool) -> None:
         """A run that was taken after the cut holds nothing of it, nor does one that was retired before, which may be
-        given back meanwhile. Of another one all bytes are copied: it waits for the pin.
+        given back meanwhile. Of another one all bytes are copied: it waits for the pin. Its header as it was looked at:
+        who names the run later writes it anew, and may know of more than the mark.
         """
-        base = number << self.config.shift
+        base, run = number << self.config.shift, None
         if not rest & REST_MEMBER and not gone:
-            run = run_at(os.pread(self.source, BLOCK, base), number, self.config.uuid)
+            run = run_at(os.pread(self.source, RUN_HEADER.size, base), number, self.config.uuid)
             if run is not None and run.generation == generation and run.epoch <= self.marks.durable:
                 self.runs.add(number)
-        if (rest & ~REST_MEMBER if rest & REST_MEMBER else number) in self.runs:
-            self._bytes(base, min(base + (1 << self.config.shift), self.size))
-        else:
+        if (rest & ~REST_MEMBER if rest & REST_MEMBER else number) not in self.runs:
             self._gone_by(number, generation)
+            return
+        self._bytes(base, min(base + (1 << self.config.shift), self.size))
+        if run is not None:
+            run.stable = min(run.stable, self.marks.durable)
+            self._put(run.packed(self.config.uuid), base)
 
     def _gone_by(self, number: int, generation: int) -> None:
         """What others name in the segment is of an earlier generation: a header of its own says so in the copy."""
+        base = number << self.config.shift
         if generation:
-            self._put(Run(number, generation, PAGE_MASK, 1).packed(self.config.uuid), number << self.config.shift)
+            self._put(Run(number, generation, PAGE_MASK, 1).packed(self.config.uuid), base)
+        if number == 0:  # the log begins with it, whatever the segment is
+            self._put(os.pread(self.source, 8, RETIREMENTS_AT), RETIREMENTS_AT)
 
     def _segment(self, number: int, state: int, generation: int) -> None:
         """A segment that is free holds nothing of the cut, and one that was opened later neither: the header is enough,
@@ -316,21 +326,23 @@ class _Copy:
 
     def _header(self, number: int, state: int, generation: int) -> Segment | None:
         """Copies the first block, once the header in it is whole: somebody may be writing it. If he died in the middle,
-        what the segment says of its retirement tells.
+        what the segment says of its retirement tells. A header of a run in a segment that was free is of a later life.
         """
-        base, segment, data = number << self.config.shift, None, bytearray()
+        base, segment, run, data = number << self.config.shift, None, None, bytearray()
         for _ in range(200 if state in _EMPTY or state in IN_USE else 1):
             data = bytearray(os.pread(self.source, BLOCK, base))
             segment = segment_at(bytes(data), number, self.config.uuid)
             if segment is not None or bytes(data[:8]) not in (SEGMENT_MAGIC, RUN_MAGIC):
                 break
-            if run_at(bytes(data), number, self.config.uuid) is not None:
+            run = run_at(bytes(data), number, self.config.uuid)
+            if run is not None:
                 break
             time.sleep(0.001)
         if segment is None:
             retired = retirements(bytes(data), number, self.config.uuid)
-            if any(data) and (state in _EMPTY and not any(s.generation >= generation for s in retired)):
-                self._gone_by(number, generation)  # it was in a run, or is in one that was taken since
+            if state in _EMPTY and (run or (any(data) and not any(s.generation >= generation for s in retired))):
+                # It was in a run, or is in one that was taken since: then leases may name it by the word's generation.
+                self._gone_by(number, min(generation + 1, LAST_GENERATION) if generation else 0)
                 return None
             if any(data):
                 self._put(data, base)  # as it is

@@ -111,6 +111,7 @@ WORDS_OFFSET = 4096
 ROLES = {"table": 1, "ids": 2, "rts": 3}
 
 MASK32 = 0xFFFFFFFF
+LAST_GENERATION = 0xFFFFFF  # MM_GENERATION_LAST: a segment of it is not used again
 PAGE_BITS = 40
 PAGE_MASK = (1 << PAGE_BITS) - 1
 ADDRESS_BITS = 42

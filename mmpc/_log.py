@@ -321,7 +321,7 @@ class Log:
     def _later_life(self, head: bytes, at: int, generation: int) -> None:
         """A lease of the next generation, where the header is of this one: it was copied before, in a store in use."""
         _sum, magic, own, _blocks, of, _previous, _filled, _before, stable, *_end = LEASE_HEADER.unpack_from(head)
-        if magic == LEASE_MAGIC and own == at and of == (generation + 1 if generation < 0xFFFFFF else 2):
+        if magic == LEASE_MAGIC and own == at and of == generation + 1:
             self.later[at] = stable
 
     def _scan_lease(self, lease: Lease, data: bytes, seed: int) -> None:
@@ -416,7 +416,7 @@ class Log:
         """
         segment = self.segment_now(address >> self.shift)
         if segment is not None and segment.torn:
-            return generation == (2 if segment.generation == 0xFFFFFF else segment.generation + 1)
+            return generation == segment.generation + 1
         return segment is None or (segment.generation == generation and not self.gone(segment))
 
     def segment_now(self, number: int) -> Segment | None:

@@ -17,6 +17,8 @@ from support.children import Children
 from support.mergers import MAKE
 
 WATCHDOG = 100  # seconds for one test
+LONG = "1" in (os.environ.get("MMPC_LONG"), os.environ.get("MMPC_POINTS_FULL"))
+OWN = ("slow", "steps", *(("points", "disk") if LONG else ()))  # tests whose drivers have a watchdog of their own
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
         raise TimeoutError(f"the test still ran after {WATCHDOG} s")
 
     before = signal.signal(signal.SIGALRM, bark)
-    own = any(request.node.get_closest_marker(name) for name in ("slow", "steps"))  # these have one of their own
+    own = any(request.node.get_closest_marker(name) for name in OWN)
     signal.alarm(0 if own else WATCHDOG)
     yield
     signal.alarm(0)

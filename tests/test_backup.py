@@ -17,9 +17,22 @@ from typing import Any
 import pytest
 
 import mmpc
+from mmpc._backup import _Copy
+from mmpc._extent import run_at
 from mmpc._findings import Findings
 from mmpc._lasting import Config, parse_config, read_marks
-from mmpc._layout import CONTROL_SLOTS, RETIREMENTS_AT, SLOT_LEASES, SLOT_LEASES_AT, SLOT_SIZE
+from mmpc._layout import (
+    CONTROL_SEGMENTS,
+    CONTROL_SLOTS,
+    EXTENT_STATE,
+    REST_RUN,
+    RETIREMENTS_AT,
+    RUN_HEADER,
+    SEGMENT_ENTRY_SIZE,
+    SLOT_LEASES,
+    SLOT_LEASES_AT,
+    SLOT_SIZE,
+)
 from support import mounts
 from support.children import Child, Children
 
@@ -634,3 +647,129 @@ def test_a_segment_that_was_used_again_while_it_was_copied(open_store: Open, pat
                 mmpc.open(copy, mmpc.Append())
     with mmpc.open(lasting(path, path + ".old", log=log, marks=marks), mmpc.Append()) as old:
         assert [old.get(pid).unwrap() for pid in pids] == [[0, "x" * 700]] * len(pids)
+
+
+def test_a_run_that_is_taken_in_a_free_segment_while_it_is_copied(open_store: Open, path: str) -> None:
+    """Its header stands in a block that still says of which generation the segment was retired, and knows of marks that
+    are newer than that of the copy.
+    """
+    pc = open_store(segment_size=SMALL)
+    pids = [pc.allocate([0, "x" * 700])[0] for _ in range(200)]
+    for turn in range(1, 1200):
+        pid = pids[turn % len(pids)]
+        pc.replace(pid, pc.get(pid).key, [turn, "x" * 700])
+    pc.attempt_gc()
+    pc.flush()
+    before, taken = state_words(path), []
+
+    def meanwhile(_done: int, _total: int) -> None:
+        """After the states were read: once, large pages where segments are free."""
+        if taken:
+            return
+        taken.append(0)
+        for _ in range(3):
+            pc.append(pids[0], [0])
+            pc.flush()
+        for _ in range(8):
+            pc.allocate(["y" * 60_000, "y" * 40_000])
+        now = state_words(path)
+        taken.extend(n for n, word in enumerate(before) if word & 15 in (0, 7) and now[n] & 15 == EXTENT_STATE)
+
+    model = {pid: pc.get(pid).unwrap() for pid in pids}
+    pc.backup(path + ".copy", progress=meanwhile)
+    assert len(taken) > 2
+    assert mmpc.verify(path + ".copy").damage == []
+    with mmpc.open(path + ".copy", mmpc.Append()) as copy:
+        assert {pid: copy.get(pid).unwrap() for pid in pids} == model
+        copy._check()
+
+
+def state_words(path: str) -> list[int]:
+    """Of all segments: state, generation, rest."""
+    control = (Path(path) / "control").read_bytes()
+    size = os.stat(Path(path) / "log").st_size
+    return [
+        int.from_bytes(control[at : at + 8], "little")
+        for at in range(CONTROL_SEGMENTS, CONTROL_SEGMENTS + size // SMALL * SEGMENT_ENTRY_SIZE, SEGMENT_ENTRY_SIZE)
+    ]
+
+
+def test_a_run_that_gets_its_name_while_it_is_copied(
+    open_store: Open, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken before the mark, named after it: the header that is copied is the one that was looked at."""
+    pc = open_store(segment_size=SMALL)
+    small = pc.allocate([1])[0]
+    large = pc.allocate(["z" * 100_000])[0]
+    pc.flush()
+    number = next(n for n, word in enumerate(state_words(path)) if word & 15 == EXTENT_STATE and word >> 28 & REST_RUN)
+    copied = _Copy._bytes
+
+    def named(self: _Copy, at: int, end: int) -> None:
+        """What mm_run_name does of a run whose page was not known before."""
+        if at == number * SMALL:
+            for _ in range(3):
+                pc.append(small, [0])
+                pc.flush()
+            with open(Path(path) / "log", "r+b") as log:
+                run = run_at(os.pread(log.fileno(), RUN_HEADER.size, at), number, uuid_of(path))
+                assert run is not None
+                run.epoch, run.stable = pc.stable_lsn + 1, pc.stable_lsn
+                os.pwrite(log.fileno(), run.packed(uuid_of(path)), at)
+        copied(self, at, end)
+
+    monkeypatch.setattr(_Copy, "_bytes", named)
+    pc.backup(path + ".copy")
+    assert mmpc.verify(path + ".copy").damage == []
+    with mmpc.open(path + ".copy", mmpc.Append()) as copy:
+        assert copy.get(large).unwrap() == ["z" * 100_000]
+        assert copy.get(small).unwrap() == [1]
+
+
+def uuid_of(path: str) -> bytes:
+    config = parse_config((Path(path) / "config").read_bytes())
+    assert isinstance(config, Config)
+    return config.uuid
+
+
+@pytest.mark.parametrize("round_", range(6))
+def test_whatever_happens_between_two_steps_of_a_backup(open_store: Open, path: str, round_: int, seed: int) -> None:
+    """Segments are used again, become runs, and runs are given back, while the copy goes on: it is the state that it
+    began with.
+    """
+    rng = random.Random(seed * 100 + round_)
+    pc = open_store(segment_size=SMALL)
+    pids: list[int] = []
+
+    def some(times: int) -> None:
+        for _ in range(times):
+            what = rng.random()
+            if what < 0.15 or len(pids) < 5:
+                pids.append(pc.allocate(something(rng))[0])
+            elif what < 0.25:
+                pid = pids.pop(rng.randrange(len(pids)))
+                pc.free(pid, pc.get(pid).key)
+            elif what < 0.9:
+                pid = rng.choice(pids)
+                pc.replace(pid, pc.get(pid).key, something(rng))
+            elif what < 0.93:
+                pc.flush()
+            elif what < 0.94:
+                pc.attempt_gc()
+
+    for number in range(4):
+        some(120)
+        pc.flush()
+        model, dest = {pid: pc.get(pid).unwrap() for pid in pids}, f"{path}.{number}"
+        pc.backup(dest, progress=lambda _done, _total: some(rng.choice((0, 0, 0, 1, 20))))
+        assert mmpc.verify(dest).damage == []
+        with mmpc.open(dest, mmpc.Append()) as copy:
+            assert {pid: copy.get(pid).unwrap() for pid in model} == model
+            copy._check()
+        shutil.rmtree(dest)
+    pc._check()
+
+
+def something(rng: random.Random) -> list[Any]:
+    """Small, or large enough for a run of segments."""
+    return [rng.random(), "v" * rng.choice((10, 600, 600, 4000, 4000, 60_000, 150_000))]

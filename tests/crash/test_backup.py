@@ -19,7 +19,7 @@ from support.backup_mutants import MUTANTS, SHORT
 from support.disk_mutants import Mutant
 
 FULL = os.environ.get("MMPC_LONG") == "1"
-pytestmark = [pytest.mark.disk, *([pytest.mark.slow] if FULL else [])]
+pytestmark = pytest.mark.disk
 
 TESTS = Path(__file__).resolve().parents[1]
 BUILD = os.environ.get("MMPC_DISK_DIR", "")

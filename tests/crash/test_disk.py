@@ -21,7 +21,7 @@ from support import disk_mutants, driving
 from support.disk_scenarios import SCENARIOS
 
 FULL = os.environ.get("MMPC_LONG") == "1"
-pytestmark = [pytest.mark.disk, *([pytest.mark.slow] if FULL else [])]
+pytestmark = pytest.mark.disk
 
 TESTS = Path(__file__).resolve().parents[1]
 BUILD = os.environ.get("MMPC_DISK_DIR", "")
