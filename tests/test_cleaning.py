@@ -261,6 +261,33 @@ def test_a_cut_is_forgotten_when_all_behind_it_has_a_header_again(
         assert pc.get(page).unwrap() == [0, 1]
 
 
+def test_a_header_from_before_a_cut_says_nothing_new(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power fails while the log is cut: of a segment behind the cut only the sector of its header is there again.
+    The cut must not be forgotten for it: it is of the generation that a lease names, and the lease is gone.
+    """
+    path, page = cut_store(open_store, monkeypatch, "log truncate")
+    (before,) = cuts(path)
+    name = Path(path, "log")
+    name.write_bytes(name.read_bytes()[: SMALL + 512].ljust(2 * SMALL, b"\0"))
+    monkeypatch.setenv("MMPC_BOOT_ID", "third")
+    with open_store() as pc:
+        assert pc.get(page).unwrap() == [0, 1]
+        for _ in range(5):
+            pc.allocate(["z" * 3000])
+        pid, key = pc.allocate(["y" * 200_000])
+        pc.flush()
+        pc.free(pid, key)
+    after = cuts(path)
+    assert after[-1][1] > before[1], "cut again behind what came back"
+    assert before in after
+    monkeypatch.setenv("MMPC_BOOT_ID", "fourth")
+    for snapshot in Path(path).glob("snapshot-*"):
+        snapshot.unlink()  # all of the log is read
+    assert mmpc.verify(path).damage == []
+    with open_store() as pc:
+        assert pc.get(page).unwrap() == [0, 1]
+
+
 @pytest.mark.parametrize("fails", ["write_config crc", "write_config mv", "log truncate"])
 def test_a_cut_that_cannot_be_made_costs_nothing(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, fails: str

@@ -32,7 +32,7 @@ IMPORTS: dict[str, set[str]] = {
     "_snapshot": {"errors", "_native", "_files", "failpoints"},
     "_recovery": {"errors", "_native", "_files", "_snapshot", "failpoints"},
     "_compression": {"errors", "_native"},
-    "_cut": {"errors", "_extent", "_files", "_layout", "_native"},
+    "_cut": {"errors", "_extent", "_files", "_layout", "_log", "_native"},
     "_store": {"errors", "_native", "_compression", "_cut", "_files", "_snapshot", "_recovery", "failpoints"},
     "_maintenance": {"errors", "_native", "_snapshot", "_store"},
     "_readers": {"errors", "_files", "_findings", "_layout", "_volatile"},
