@@ -35,6 +35,7 @@ from mmpc._layout import (
 )
 from support import mounts
 from support.children import Child, Children
+from support.copying import Copier
 
 Open = Callable[..., mmpc.PageCache[Any]]
 Store = mmpc.PageCache[Any]
@@ -464,44 +465,6 @@ def test_the_command(open_store: Open, path: str) -> None:
 # ---- plain copies of a store in use: refused, or right
 
 
-class Copier:
-    """Copies the files of a store one after the other, each from its beginning, as `cp -r` does."""
-
-    def __init__(self, path: str, rng: random.Random) -> None:
-        self.path, self.rng = path, rng
-
-    def copy(self, dest: str, names: list[str]) -> None:
-        """In that order; stops for a moment now and then."""
-        os.mkdir(dest, 0o700)
-        step, pause = self.rng.choice([1 << 12, 1 << 14, 1 << 16]), self.rng.choice([0, 0, 0.02, 0.2])
-        for name in names:
-            with open(os.path.join(self.path, name), "rb") as source, open(os.path.join(dest, name), "wb") as target:
-                target.truncate(os.fstat(source.fileno()).st_size)
-                at = 0
-                while (at := self._data(source.fileno(), at)) >= 0:
-                    part = os.pread(source.fileno(), step, at)
-                    at += os.pwrite(target.fileno(), part, at)
-                    if self.rng.random() < pause:
-                        time.sleep(self.rng.random() * 0.01)
-
-    @staticmethod
-    def _data(fd: int, at: int) -> int:
-        try:
-            return os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:
-            return -1
-
-    def names(self, order: str) -> list[str]:
-        lasting = ["config", "lock", "log", "marks"]
-        if order == "marks first":
-            return ["config", "lock", "marks", "log"]
-        if order == "log first":
-            return lasting
-        names = [n for n in os.listdir(self.path) if n in (*lasting, "control", "table", "ids", "rts")]
-        self.rng.shuffle(names)
-        return names
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("order", ["any", "marks first", "log first"])
 def test_a_plain_copy_of_a_live_store_is_refused_or_right(
@@ -730,46 +693,3 @@ def uuid_of(path: str) -> bytes:
     config = parse_config((Path(path) / "config").read_bytes())
     assert isinstance(config, Config)
     return config.uuid
-
-
-@pytest.mark.parametrize("round_", range(6))
-def test_whatever_happens_between_two_steps_of_a_backup(open_store: Open, path: str, round_: int, seed: int) -> None:
-    """Segments are used again, become runs, and runs are given back, while the copy goes on: it is the state that it
-    began with.
-    """
-    rng = random.Random(seed * 100 + round_)
-    pc = open_store(segment_size=SMALL)
-    pids: list[int] = []
-
-    def some(times: int) -> None:
-        for _ in range(times):
-            what = rng.random()
-            if what < 0.15 or len(pids) < 5:
-                pids.append(pc.allocate(something(rng))[0])
-            elif what < 0.25:
-                pid = pids.pop(rng.randrange(len(pids)))
-                pc.free(pid, pc.get(pid).key)
-            elif what < 0.9:
-                pid = rng.choice(pids)
-                pc.replace(pid, pc.get(pid).key, something(rng))
-            elif what < 0.93:
-                pc.flush()
-            elif what < 0.94:
-                pc.attempt_gc()
-
-    for number in range(4):
-        some(120)
-        pc.flush()
-        model, dest = {pid: pc.get(pid).unwrap() for pid in pids}, f"{path}.{number}"
-        pc.backup(dest, progress=lambda _done, _total: some(rng.choice((0, 0, 0, 1, 20))))
-        assert mmpc.verify(dest).damage == []
-        with mmpc.open(dest, mmpc.Append()) as copy:
-            assert {pid: copy.get(pid).unwrap() for pid in model} == model
-            copy._check()
-        shutil.rmtree(dest)
-    pc._check()
-
-
-def something(rng: random.Random) -> list[Any]:
-    """Small, or large enough for a run of segments."""
-    return [rng.random(), "v" * rng.choice((10, 600, 600, 4000, 4000, 60_000, 150_000))]
