@@ -231,9 +231,11 @@ class Log:
     # ---- reading
 
     def read(self, at: int, n: int) -> bytes:
-        """Bytes of the log; fewer at its end. What the device cannot read is damage, and reads as nothing."""
+        """Bytes of the log; fewer at its end, none at an address that no file has: it may come from bytes that were
+        written over since their checksum was looked at. What the device cannot read is damage, and reads as nothing.
+        """
         parts = []
-        while n > 0:
+        while n > 0 and at <= ADDRESS_MASK << 3:
             try:
                 part = os.pread(self.fd, min(n, 1 << 30), at)
             except OSError as e:
@@ -421,11 +423,18 @@ class Log:
 
     def segment_now(self, number: int) -> Segment | None:
         """The segment as its header says now: it may have been retired, or used again, since it was read."""
-        segment = self._segment(self.read(number << self.shift, BLOCK), number)
-        if segment is None:  # a run may have been taken since
+        head = self.read(number << self.shift, BLOCK)
+        segment = self._segment(head, number)
+        if segment is None or (segment.of_run and self._other_run(head, number)):  # a run may have been taken since
             self._find_runs()
             segment = self._segment(self.read(number << self.shift, BLOCK), number)
         return segment
+
+    def _other_run(self, head: bytes, number: int) -> bool:
+        """The segment is not in the run that it was in, or the first of another one."""
+        run, own = self.covered[number], run_at(head, number, self.uuid)
+        now = run_at(self.read(run.number << self.shift, RUN_HEADER.size), run.number, self.uuid)
+        return now is None or now.generation != run.generation or (own is not None and own.generation > run.generation)
 
     def _segment(self, head: bytes, number: int) -> Segment | None:
         """By its header, or, where that was torn by who was about to use it again, by its retirement."""

@@ -1,6 +1,6 @@
-"""Copies of a store that changes between any two steps of the copying: small and large fragments, segments that are
-used again, become runs and are given back. Backups are the state that they began with; plain copies a state that was,
-or refused.
+"""Who copies or verifies a store that changes between any two steps of that: small and large fragments, segments that
+are used again, become runs and are given back. Backups are the state that they began with; plain copies a state that
+was, or refused; and nothing is called damaged.
 """
 
 from __future__ import annotations
@@ -111,3 +111,15 @@ def test_a_plain_copy_is_a_state_that_was_or_refused(
             pass
         boots("first")
         shutil.rmtree(dest)
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_verify_finds_nothing_in_a_store_that_changes_meanwhile(
+    open_store: Open, path: str, number: int, seed: int
+) -> None:
+    rng = random.Random(seed * 100 + number)
+    store = Changing(open_store(segment_size=SMALL), rng)
+    for _ in range(4):
+        store.some(100)
+        report = mmpc.verify(path, progress=lambda _done, _total: store.some(rng.choice((0, 0, 0, 1, 10))))
+        assert report.problems == []
