@@ -1,11 +1,14 @@
 """The model of the disk in the crash laboratory: what is guaranteed, what is not (tests/crash/test_disk.py uses it)."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
+import mmpc
 from support.disk_model import BIASES, SECTOR, Disk, Files, draw
-from support.disk_trace import CREATE, CUT, RENAME, STORE, SYNC_BEGIN, SYNC_END, UNLINK, Event
+from support.disk_trace import CREATE, CUT, NAMES, RENAME, STORE, SYNC_BEGIN, SYNC_END, UNLINK, Event
 
 DIRECTORY, LOG, NEW = 1, 2, 3
 
@@ -110,3 +113,10 @@ def test_files_come_back_as_they_were_written(tmp_path):
     d.newest().write(str(tmp_path / "image"))
     assert Files.read(str(tmp_path / "image")).difference(d.newest()) == ""
     assert Files.read(str(tmp_path / "image")).difference(d.image(1, lambda _f, _o, new, _v: new)) != ""
+
+
+def test_all_that_changes_files_of_a_store_is_in_the_trace() -> None:
+    """Else images lack it, and a recording of it does not fit what is on the disk."""
+    calls = r"\bos\.(p?write|f?truncate|rename|replace|unlink|remove|f(data)?sync|posix_fallocate)\("
+    names = [p.stem for p in Path(mmpc.__file__).parent.glob("*.py") if re.search(calls, p.read_text())]
+    assert set(names) - {"event_log"} <= set(NAMES)  # that writes elsewhere

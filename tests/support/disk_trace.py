@@ -22,8 +22,8 @@ SECTOR = 512
 PIECE = 64
 HEADER = 64
 _EVENT = struct.Struct("<IIQQII")
-_NAMES = ("_files", "_store", "_snapshot", "_recovery", "_backup")
-_MODULES = tuple(f"mmpc.{name}" for name in _NAMES)  # those of them that there are
+NAMES = ("_files", "_store", "_snapshot", "_recovery", "_backup", "_cut")  # all that change files of a store
+_MODULES = tuple(f"mmpc.{name}" for name in NAMES)  # those of them that there are
 
 
 class Event(NamedTuple):
