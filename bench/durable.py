@@ -2,8 +2,8 @@
 the bytes that a flush sends to the device, and what flushes do to the appends of others.
 
 `append, fdatasync of log` makes the same append and then syncs the same file through a descriptor of its own: the floor
-that no store can be below. A flush is two syncs in order, the log and the mark. The peers commit each operation with
-their durable settings: lmdb's default, and sqlite3 in WAL mode with synchronous=FULL.
+that no store can be below; `stores that share a sync` is that of several processes (rounds.py). The peers commit each
+operation with their durable settings: lmdb's default, and sqlite3 in WAL mode with synchronous=FULL.
 """
 
 import multiprocessing
@@ -19,6 +19,7 @@ import mmpc
 
 from .harness import Env, Figure, Question, Row
 from .peers import MAP_SIZE, lmdb
+from .rounds import FUTEX, prepare, rounds
 from .workers import Job, Pool, Step
 
 APPENDS = 40  # of a sample of the single ones
@@ -162,11 +163,14 @@ def setup(env: Env) -> Iterator[Question]:
     }
     if lmdb is not None:
         jobs["lmdb commit"] = (lmdb_commits, str(env.fresh("lmdb")))
+    prepare(bare := env.fresh("rounds"))
+    floor = {n: f"stores that share a sync, {n} process{'es' * (n > 1)}" for n in (1, 4)}
+    floors: dict[str, tuple[Job, Any]] = {floor[n]: (rounds, (str(bare), n)) for n in floor}
     with (
         mmpc.open(path, mmpc.LastWriteWins(), create=True) as pages,
         mmpc.open(shared, mmpc.LastWriteWins(), create=True),
         flusher(path) as wanted,
-        Pool(4, jobs) as pool,
+        Pool(4, jobs | floors) as pool,
     ):
         pid, _key = pages.allocate(VALUE)
         log = os.open(os.path.join(path, "log"), os.O_RDWR)
@@ -181,6 +185,10 @@ def setup(env: Env) -> Iterator[Question]:
             Row("p99 of appends while another flushes", "ns", lambda: one.slowest(wanted, 1)),
             Row(f"{ours}, 1 process", "k/s", lambda: pool.run(ours, 1, SECONDS) / 1e3),
             *(Row(four[n], "k/s", lambda n=n: pool.run(n, 4, SECONDS) / 1e3) for n in jobs),  # type: ignore[misc]
+            *(
+                Row(floor[n], "k/s", (lambda n=n: pool.run(floor[n], n, SECONDS) / 1e3) if FUTEX else None)  # type: ignore[misc]
+                for n in floor
+            ),
         ]
         figures = [
             Figure("append and flush / append and fdatasync", rows[0].name, over=rows[1].name, at_most=2.2),
@@ -189,6 +197,11 @@ def setup(env: Env) -> Iterator[Question]:
             Figure("four processes flushing each append / one", four[ours], over=rows[5].name, at_least=2.5),
             Figure("four processes, mmpc / sqlite3", four[ours], over=four[sqlite_row], at_least=2),
         ]
+        if FUTEX:
+            figures += [
+                Figure("stores that share a sync, four processes / one", floor[4], over=floor[1]),
+                Figure("four processes, mmpc / stores that share a sync", four[ours], over=floor[4], at_least=0.75),
+            ]
         if lmdb is not None:
             figures.append(Figure("four processes, mmpc / lmdb", four[ours], over=four["lmdb commit"], at_least=2))
         try:
