@@ -50,6 +50,14 @@ static bool colour_counts(const scan *s, uint64_t colour)
     return true;
 }
 
+/* Segment n was cut off since (rewrite.c): what a lease that begins when `stable` was durable, or a snapshot of then, names there was free. */
+static bool cut_since(const scan *s, uint64_t stable, uint64_t n)
+{
+    bool gone = false;
+    for (uint32_t i = 0; i < s->gone->cut_count; i++) gone = gone || (stable < s->gone->cuts[2 * i] && n >= s->gone->cuts[2 * i + 1]);
+    return gone;
+}
+
 static uint64_t segment_end(const scan *s, uint64_t n)
 {
     uint64_t end = (n + 1) << s->m->segment_shift;
@@ -294,7 +302,7 @@ static void adopt_segment(scan *s, uint64_t n)
         return;
     }
     at_store_relaxed(&e->word, mm_segword(MM_SEG_SEALED, h.generation, MM_SLOTS));
-    const mm_snapshot_entry *known = s->entries && n < s->info->segments ? &s->entries[n] : NULL;
+    const mm_snapshot_entry *known = s->entries && n < s->info->segments && !cut_since(s, s->info->b, n) ? &s->entries[n] : NULL;
     s->read[n] = !known || known->word & MM_SNAPSHOT_SCAN || known->word >> 32 != h.generation;
     if (!s->read[n]) at_store_relaxed(&e->live, known->live);
 }
@@ -347,16 +355,17 @@ static int owe(scan *s, uint64_t pid)
     return MM_OK;
 }
 
-/* A head counts, committed or not, if its segment still has the generation that the snapshot noted, and was not retired (C8).  Else the page has a
- * newer record. */
+/* A head counts, committed or not, if its segment still has the generation that the snapshot noted, and was not retired (C8), nor cut off since: an older
+ * snapshot may come back.  Else the page has a newer record. */
 static int take_head(scan *s, uint64_t pid, uint64_t *head)
 {
     uint64_t address = mm_head_address(*head), n = address >> s->m->segment_shift, end = address + MM_RECORD_HEADER;
     if (n >= s->info->segments || end > s->info->log_size) return mm_corrupt(s->r, MM_FILE_SNAPSHOT, MM_BLOCK);
-    if (header_lost(s, n, s->entries[n].word >> 32)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
+    bool cut = cut_since(s, s->info->b, n);
+    if (!cut && header_lost(s, n, s->entries[n].word >> 32)) return mm_corrupt(s->r, MM_FILE_LOG, n << s->m->segment_shift);
     uint64_t word = n < s->segments ? at_load_relaxed(&s->m->segments[n].word) : 0;
     bool there = mm_segword_state(word) == MM_SEG_SEALED && mm_segword_generation(word) == s->entries[n].word >> 32;
-    if (mm_segword_generation(word) && !there) {
+    if (cut || (mm_segword_generation(word) && !there)) {
         *head = 0;
         return owe(s, pid);
     }
@@ -416,14 +425,6 @@ static int require(const scan *s, uint64_t address, uint32_t generation, uint64_
     return l->end - l->address >= filled ? MM_OK : mm_corrupt(s->r, MM_FILE_LOG, l->end);
 }
 
-/* The segment was cut off since the lease began (rewrite.c): what the lease names there was free. */
-static bool cut_since(const scan *s, const found_lease *l, uint64_t n)
-{
-    bool gone = false;
-    for (uint32_t i = 0; i < s->gone->cut_count; i++) gone = gone || (l->stable < s->gone->cuts[2 * i] && n >= s->gone->cuts[2 * i + 1]);
-    return gone;
-}
-
 /* The leases before one that was synced, or that holds a record that counts (its author had seen all of them), back to the first.  One that
  * holds nothing is no end of it: its owner died, or lost, before it published. */
 static int require_before(const scan *s, found_lease *l)
@@ -432,7 +433,7 @@ static int require_before(const scan *s, found_lease *l)
     while (!rc && l && l->previous && !l->behind) {
         l->behind = true;
         uint64_t n = l->previous >> s->m->segment_shift;
-        if (n >= s->in_use || cut_since(s, l, n)) return MM_OK; /* free when the newest mark was made: it may have been cut off since */
+        if (n >= s->in_use || cut_since(s, l->stable, n)) return MM_OK; /* free when the newest mark was made: it may have been cut off since */
         rc = require(s, l->previous, l->previous_generation, l->filled, &l);
         if (!rc && l) l->followed = true;
     }
@@ -668,8 +669,7 @@ static int scan_all(mm *m, void *args, mm_result *r)
     return MM_OK;
 }
 
-int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snapshot, const mm_snapshot_info *info, mm_scan_report *report,
-               mm_result *r)
+int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snapshot, const mm_snapshot_info *info, mm_scan_report *report, mm_result *r)
 {
     memset(report, 0, sizeof *report);
     memset(r, 0, sizeof *r);
@@ -683,8 +683,7 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snap
         return mm_os_failed(r, e);
     }
     mm_set_limits(m);
-    scan s = { .m = m, .limit = limit, .gone = gone, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info,
-               .report = report, .r = r };
+    scan s = { .m = m, .limit = limit, .gone = gone, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info, .report = report, .r = r };
     mm_guard_install();
     int rc = mm_guarded(m, r, scan_all, &s);
     free(s.leases);

@@ -58,6 +58,10 @@ class Config:
         self.uuid, self.shift, self.materializer, self.codec = uuid, shift, materializer, codec
         self.discards, self.cuts, self.compatible, self.compressed = discards, cuts, compatible, compressed
 
+    def cut_since(self, stable: int, number: int) -> bool:
+        """The log was cut off before that segment after `stable` was durable: it held nothing that counts."""
+        return any(stable < epoch and number >= kept for epoch, kept in self.cuts)
+
 
 def parse_config(data: bytes) -> Config | str:
     """The config, or what is wrong with it."""

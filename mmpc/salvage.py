@@ -13,7 +13,7 @@ import time
 from . import _reserved, _store, _volatile, errors
 from ._compression import Compression, needed
 from ._findings import Findings, Problem
-from ._lasting import Config, Snapshot
+from ._lasting import Config
 from ._layout import ADDRESS_MASK, BASE, COMPRESSED, FREE, PAGE_MASK, SEGMENT_HEADER, SEGMENT_MAGIC, colour_of
 from ._log import COMMITTED, Record
 from ._native import ffi, lib
@@ -192,7 +192,7 @@ class _Found:
             if spot.page is not None and (below or (check.same_boot and spot.followed)):
                 self._note(spot.page, spot.version, spot.start)
         for snapshot in check.snapshots:
-            left = _left(check, snapshot)
+            left = check.left(snapshot)
             for page, address in snapshot.heads():
                 if address >> log.shift not in left:
                     self._head(page, address)
@@ -249,14 +249,6 @@ class _Found:
     def stored(self, record: Record) -> bytes:
         assert self.log is not None
         return self.log.stored(record)
-
-
-def _left(check: Check, snapshot: Snapshot) -> set[int]:
-    """Segments that were retired, or used again, since the snapshot: its heads there were replaced."""
-    log = check.log
-    if log is None:
-        return set()
-    return {n for n, word in enumerate(snapshot.entries) if not log.needed(n << log.shift, word >> 32)}
 
 
 def _required(check: Check) -> list[tuple[int, int]]:

@@ -359,7 +359,7 @@ class Check:
             if number >= self.marks.segments:
                 return  # free when the newest mark was made: it may have been cut off since
             assert self.config is not None
-            if any(lease.stable < epoch and number >= kept for epoch, kept in self.config.cuts):
+            if self.config.cut_since(lease.stable, number):
                 return  # cut off since that lease began
             who = f"the lease at {lease.address}"
             lease = self._require(log, lease.previous, lease.previous_generation, lease.filled, who)
@@ -437,19 +437,16 @@ class Check:
     def _heads_of_snapshots(self, log: Log, control: _volatile.Control) -> None:
         """A head counts while its segment has the generation of the copy: its record must be there."""
         for snapshot in self.snapshots:
-            newest = snapshot is self.snapshots[0]  # the log may have been made shorter since an older one
-            standing = {n for n, word in enumerate(snapshot.entries) if log.needed(n << log.shift, word >> 32)}
+            left = self.left(snapshot)
             for page, address in snapshot.heads():
                 number = address >> log.shift
                 segment = log.segments.get(number)
                 if number >= len(snapshot.entries):
                     self.findings.warn(snapshot.name, 0, f"the head of page {page} lies in no segment", page)
-                elif segment is None and not newest:
-                    self.findings.warn(snapshot.name, 0, f"the head of page {page} is behind the end of the log", page)
-                elif segment is None:
+                elif segment is None and number not in left:
                     log.missed.add(number)
                     self.findings.damage("log", number << log.shift, f"the segment of page {page} is gone", page)
-                elif number in standing:
+                elif number not in left:
                     record = log.find(address)
                     if record is None or record.page != page:
                         if log.needed(address, snapshot.entries[number] >> 32):
@@ -460,6 +457,14 @@ class Check:
                 elif page not in log.newest and not self.same_boot:  # else its head word tells
                     said = f"page {page} left the segment after {snapshot.name} was made; where it went is gone"
                     self.findings.damage("log", address, said, page)
+
+    def left(self, snapshot: Snapshot) -> set[int]:
+        """Segments that were retired, used again, or cut off since the snapshot: its heads there were replaced."""
+        log, config = self.log, self.config
+        if log is None or config is None:
+            return set()
+        words = enumerate(snapshot.entries)
+        return {n for n, word in words if config.cut_since(snapshot.b, n) or not log.needed(n << log.shift, word >> 32)}
 
     def _judge_numbers(self, control: _volatile.Control, log: Log) -> None:
         """No number is handed out that page 1 does not cover; it only rises."""

@@ -288,6 +288,49 @@ def test_a_header_from_before_a_cut_says_nothing_new(open_store: Open, monkeypat
         assert pc.get(page).unwrap() == [0, 1]
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["the log as cut", "the log longer again"])
+def test_a_snapshot_from_before_a_cut_takes_nothing_for_lost(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """It was removed, and is there again: its pages have left what was cut off, and records that stayed say where."""
+    with open_store(segment_size=SMALL) as pc:
+        path, kept = pc.path, pc.allocate([0])[0]
+        pages = [pc.allocate(["x" * 20_000])[0] for _ in range(24)]
+        moves = pc.allocate(["y" * 20_000])[0]
+        pc.snapshot()
+        old = next(Path(path).glob("snapshot-*"))
+        shutil.copy(old, tmp_path)
+        for pid in pages:
+            pc.free(pid, pc.get(pid).key)
+    while not cuts(path):  # its lease moves to the beginning of the log
+        with open_store() as pc:
+            for size in (20_000, 1):
+                pc.replace(moves, pc.get(moves).key, ["y" * size])
+            pc._clean(ALL, 1 << 30)
+    if again:
+        with open_store() as pc:
+            for _ in range(12):
+                pc.allocate(["z" * 20_000])
+    monkeypatch.setenv("MMPC_BOOT_ID", "second")
+    for snapshot in Path(path).glob("snapshot-*"):
+        snapshot.unlink()
+    shutil.copy(tmp_path / old.name, old)
+    config = _files.read_config(path)
+    assert config is not None
+    copy = str(tmp_path / "copy")
+    shutil.copytree(path, copy)
+    assert mmpc.verify(path).ok
+    with open_store() as pc:
+        assert pc.get(kept).unwrap() == [0]
+        assert pc.get(moves).unwrap() == ["y"]
+        assert all(pc.get(pid).is_free() for pid in pages)
+    if not again:
+        _files.write_config(copy, config.changed(cuts=()))
+        assert not mmpc.verify(copy).ok, "it is the cut that says so"
+        with pytest.raises(mmpc.CorruptionError):
+            mmpc.open(copy, mmpc.Append())
+
+
 @pytest.mark.parametrize("fails", ["write_config crc", "write_config mv", "log truncate"])
 def test_a_cut_that_cannot_be_made_costs_nothing(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, fails: str
