@@ -3,8 +3,9 @@
 Each load runs once, beside a model of what is live. In every window of it the room of the log on the device (blocks,
 not bytes of the file) is divided by the live data, that is the bytes of the values alone; what counts is the largest
 quotient once the constant that the README states is taken off. Writers pay for cleaning as they go: operations per
-second before the first segment is emptied are compared with those of the last half. The series are saved as JSON and,
-where matplotlib is installed, drawn to an SVG beside it.
+second before the first segment is emptied are compared with those of the last half, and the longest pauses of single
+writes are told (p99.99, without a bar: a flush is among them, which the device decides). The series are saved as JSON
+and, where matplotlib is installed, drawn to an SVG beside it.
 """
 
 import os
@@ -32,6 +33,7 @@ class Load:
         self.path, self.materializer, self._run = str(path), materializer, run
         self.series: list[tuple[float, float, float, float]] = []  # s, MiB on the device, MiB live, thousand ops/s
         self.live = self.written = self.moved = 0
+        self.waits = array("f")  # s, of single writes, while it cleans
         self._before: list[float] = []
         self._begun = self._last = 0.0
         self._done = False
@@ -61,6 +63,7 @@ class Load:
         self._last = perf_counter()
         self._before.clear()
         self.series.clear()
+        del self.waits[:]
 
     def factor(self) -> float:
         """The largest quotient of disk, less the constant, and live data."""
@@ -71,6 +74,12 @@ class Load:
         self.done()
         steady = [rate for _s, _disk, _live, rate in self.series[len(self.series) // 2 :]]
         return median(steady) / median(self._before or [self.series[0][3]])
+
+    def pause(self) -> float:
+        """ms that one write in ten thousand took, or more, in the last half."""
+        self.done()
+        steady = sorted(self.waits[len(self.waits) // 2 :])
+        return steady[int(len(steady) * 0.9999)] * 1e3
 
     def amplification(self) -> float:
         """Bytes leased, over those that were not leased for copies."""
@@ -88,8 +97,9 @@ def overwrite(pages: int, size: int, times: int) -> Callable[[Load, Any], None]:
         load.restart()
         window = max(2000, pages // 40)
         for done in range(1, pages * times + 1):
-            i = rng.randrange(pages)
+            i, begun = rng.randrange(pages), perf_counter()
             keys[i] = store.replace(keys[i].pid, keys[i], done.to_bytes(8, "little") + pad)
+            load.waits.append(perf_counter() - begun)
             if done % window == 0:
                 load.note(store, window)
 
@@ -187,6 +197,8 @@ def setup(env: Env) -> Iterator[Question]:
             Row(f"{name}: speed while cleaning / before", "", load.speed),
             Row(f"{name}: bytes written / bytes not copied", "", load.amplification),
         ]
+    over = loads["1 KiB pages overwritten at random"]
+    rows.append(Row("1 KiB pages overwritten at random: pause of a write, p99.99", "ms", over.pause))
     figures = [
         Figure("an empty store, MiB", rows[0].name, at_most=1.5),
         Figure("random overwriting: (disk - constant) / live", rows[1].name, at_most=1.6),
