@@ -33,6 +33,8 @@ Store = mmpc.PageCache[Any]
 Model = dict[int, "list[int] | None"]  # numbers of the fragments of each page, or None: freed
 
 SEGMENT = 1 << 16
+SMALL = [0, 30, 1000]  # bytes of fragments
+SIZES = SMALL * 10 + [20_000, 70_000, 150_000]  # the last three lie in runs, and whoever writes those may flush
 NEVER = {"cache_capacity": 0, "page_consolidation_threshold": 4, "segment_size": SEGMENT}
 
 
@@ -49,7 +51,7 @@ def check(pc: Store, model: Model, bound: int) -> None:
             assert numbers(pid, page.unwrap()) == model[pid], f"page {pid}"
 
 
-def act(pc: Store, model: Model, rng: random.Random, number: int) -> None:
+def act(pc: Store, model: Model, rng: random.Random, number: int, sizes: list[int] = SMALL) -> None:
     """One random verb, on the store and on the model."""
     live = [pid for pid, held in model.items() if held is not None]
     action = rng.randrange(12)
@@ -57,11 +59,11 @@ def act(pc: Store, model: Model, rng: random.Random, number: int) -> None:
         pid, key = pc.allocate([])
         model[pid] = []
         if action == 0:
-            pc.link(pid, key, [seal(pid, number, rng.choice([0, 30, 1000]))])
+            pc.link(pid, key, [seal(pid, number, rng.choice(sizes))])
             model[pid] = [number]
         return
     pid = rng.choice(live)
-    fragment = [seal(pid, number, rng.choice([0, 30, 1000]))]
+    fragment = [seal(pid, number, rng.choice(sizes))]
     held = model[pid]
     assert held is not None
     if len(held) > 24:  # what is appended to fits half a segment
@@ -113,14 +115,18 @@ class Lives:
         os.environ["MMPC_BOOT_ID"] = self.boot
         pc = mmpc.open(self.path, mmpc.Append(), create=not self.lives, **NEVER)
         assert pc.was_recovered == bool(self.lives)
+        syncs = loss.syncs(self.path)
         check(pc, self.now, self.bound + 3)
         pc._check()
+        if loss.syncs(self.path) != syncs:  # what was read was consolidated, and made room for
+            pc.flush()
+            recovered = True
         if recovered:
             self._synced()
         for _ in range(steps):
             self.number += 1
             syncs = loss.syncs(self.path)
-            act(pc, self.now, self.rng, self.number)
+            act(pc, self.now, self.rng, self.number, SIZES)
             self.bound = max([self.bound, *self.now])
             what = 0 if loss.syncs(self.path) != syncs else self.rng.randrange(25)  # a cleaner may have flushed
             if what == 0:
