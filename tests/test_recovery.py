@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc import _recovery
+from mmpc import _recovery, _store
 from mmpc._layout import LEASE_HEADER
 from support import forging, loss
 from support.children import Children, Gate
@@ -135,9 +135,25 @@ class Lives:
                 pc.snapshot()
             if what < 2:
                 self._synced()
+        if self.rng.random() < 0.2:
+            self._close(pc)
         with open(write, "wb") as f:
             f.write(pickle.dumps((self.now, self.durable, self.bound, self.number)))
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _close(self, pc: Store) -> None:
+        """Leaves it as the last one: flushed, and maybe cut, which the power may undo."""
+        cut, behind = _store.truncate_after_last, self.rng.random() < 0.5
+
+        def sync_and_cut(options: _store.Options) -> None:
+            self._synced()
+            cut(options)
+
+        _store.truncate_after_last = sync_and_cut
+        size = os.stat(os.path.join(self.path, "log")).st_size
+        pc.close()
+        if behind or os.stat(os.path.join(self.path, "log")).st_size == size:
+            self._synced()
 
     def _synced(self) -> None:
         self.durable = dict(self.now)
