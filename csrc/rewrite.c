@@ -17,7 +17,9 @@
  *     of S, and all that its owner stored lies before the sync.
  *   - A commit word is also stored by whoever helps, in anybody's lease, however old and late: it marks the segment for good before it does.
  *   - A segment header is written while its segment is PREPARING; it stays OPEN, or sealed with a lease of its own, or holds nothing.
- * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing; all others are rewritten.
+ *   - The header of a run stays when the run is given back, and its other segments get one each: they say of which generation they are (run.c).
+ * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing behind its first block; all others
+ * are rewritten.
  * A recovery reads this from the `control` of the life that failed: it is of this boot, else the page cache is not what that life left.
  */
 #include <errno.h>
@@ -34,10 +36,17 @@ static uint64_t slots_used(const mm *m)
     return n < MM_SLOTS ? n : MM_SLOTS;
 }
 
+static bool is_free(const mm *m, uint64_t n)
+{
+    uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
+    return state == MM_SEG_FREE || state == MM_SEG_PUNCHING || state == MM_SEG_HOLE;
+}
+
+/* Behind its first block, if it is free. */
 static bool on_disk(mm *m, uint64_t n, uint64_t stable)
 {
     uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
-    if (state == MM_SEG_FREE || state == MM_SEG_PUNCHING || state == MM_SEG_HOLE) return true;
+    if (is_free(m, n)) return true;
     if (state != MM_SEG_SEALED && state != MM_SEG_CLAIMED) return false; /* a RETIRED one has said so since */
     for (uint32_t i = 0; i < slots_used(m); i++) {
         uint64_t lease = at_load_acquire(&m->slots[i].lease), last = at_load_acquire(&m->slots[i].last_lease);
@@ -66,13 +75,24 @@ static void touch(at_word *w)
     while (!at_cas_acq_rel(w, &seen, seen)) { }
 }
 
+/* Of a free segment the header of a run is all that may be missing.  Others were durable before it was free, and a store beside a hole may need room. */
+static uint64_t doubtful(mm *m, uint64_t n, uint64_t stable)
+{
+    mm_run_header h;
+    if (is_free(m, n)) return mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && mm_run_look(m, n, &h) ? MM_BLOCK : 0;
+    return on_disk(m, n, stable) ? 0 : m->segment_size;
+}
+
 void mm_dirty_again(mm *m)
 {
     uint64_t stable = at_load_acquire(&m->g->stable), size = at_load_acquire(&m->g->log_size);
     for (uint64_t n = 0; n << m->segment_shift < size; n++) {
-        uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size, at, end = begin;
+        uint64_t begin = n << m->segment_shift, stop, at, end = begin;
         mm_result ignored;
-        if (!mm_segment_of(m, begin, &ignored) || !mm_log_reaches(m, stop) || on_disk(m, n, stable)) continue;
+        if (!mm_segment_of(m, begin, &ignored)) continue;
+        stop = begin + doubtful(m, n, stable);
+        if (stop > size) stop = size;
+        if (stop <= begin || !mm_log_reaches(m, stop)) continue;
         while (next_run(m, &at, &end, stop))
             for (; at < end; at += MM_BLOCK) touch((at_word *)(m->log + at));
     }
@@ -126,7 +146,8 @@ static int rewrite_segments(mm *m)
     if (e) return e;
     for (uint64_t n = 0; !e && n << m->segment_shift < size; n++) {
         uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size;
-        if (!known || n >= entries || !on_disk(m, n, stable)) e = rewrite(m, begin, stop, chunk);
+        if (known && n < entries && on_disk(m, n, stable)) stop = is_free(m, n) ? begin + MM_BLOCK : begin;
+        e = rewrite(m, begin, stop < size ? stop : size, chunk);
     }
     free(chunk);
     return e;

@@ -54,13 +54,14 @@ def _begun_since(log: int, config: _files.Config, cut: tuple[int, int], upto: in
 
 def _shorten_runs(log: int, config: _files.Config, kept: int) -> None:
     """The header of a run that was given back says of which generation its segments were, also those behind the cut:
-    from now on it ends there. Durable before anything is cut off.
+    from now on it ends there. Durable before anything is cut off: also one that ends there already is written again,
+    since an earlier sync of it may have failed, after which the kernel calls it clean.
     """
     shift, shortened = config.segment_shift, False
     longest = (EXTENT_MOST >> shift) + 3
     for n in range(max(0, kept - longest), kept):
         run = run_at(os.pread(log, RUN_HEADER.size, n << shift), n, config.uuid)
-        if run is None or n + run.segments <= kept:
+        if run is None or n + run.segments < kept:
             continue
         run.segments = kept - n
         os.pwrite(log, run.packed(config.uuid), n << shift)

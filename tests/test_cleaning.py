@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import mmpc
-from mmpc import _files, _layout, failpoints
+from mmpc import _cut, _files, _layout, failpoints
 from mmpc._extent import Run, run_at
 from mmpc._layout import CONTROL_SEGMENTS, SEGMENT_ENTRY, SEGMENT_ENTRY_SIZE
 from mmpc.cli import gather
@@ -400,6 +400,32 @@ def test_a_spent_run_does_not_speak_of_what_is_cut_off(
         assert dict(headers(path))[n].segments == size - n
         assert pc.get(3).unwrap() == ["x" * 3000]
     assert mmpc.verify(path).ok
+
+
+def test_a_header_whose_sync_failed_is_written_again_before_the_log_is_cut(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel calls its page clean, and the header says already what it should: a sync alone writes nothing."""
+    written: list[int] = []
+    synced: list[int] = []
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        written.append(offset // SMALL)
+        return os.pwrite(fd, data, offset)
+
+    def fdatasync(fd: int) -> None:
+        synced.append(fd)
+        if len(synced) == 1:
+            raise OSError(5, "Input/output error")
+        os.fdatasync(fd)
+
+    calls = {"pread": os.pread, "pwrite": pwrite, "fdatasync": fdatasync}
+    monkeypatch.setattr(_cut, "os", type("os", (), {name: staticmethod(call) for name, call in calls.items()}))
+    path, n = spent_run(open_store)
+    assert (cuts(path), written, len(synced)) == ([], [n], 1)
+    with open_store():
+        pass
+    assert (len(cuts(path)), written, len(synced)) == (1, [n, n], 2)
 
 
 # ---- what is read

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 import mmpc
-from mmpc import _store
+from mmpc import _files, _store
+from mmpc._extent import Run, run_at
+from mmpc._native import lib
 from support.children import Children, Gate
 from support.failing import EPOCH, LARGE, SEGMENT, SLOT, SLOTS, STABLE, SYNCING, Failing, failing, forge, word
 
@@ -168,6 +171,10 @@ def die_in_a_failing_sync(device: Failing, pid: int, noted: bool) -> None:
     """In a child: the kernel tells this process of the failure, and nobody else will hear of it from the kernel."""
     pc = opened(device)
     pc.append(pid, [LARGE])
+    hear_of_it_and_die(device, pc, noted)
+
+
+def hear_of_it_and_die(device: Failing, pc: Store, noted: bool) -> None:
     if noted:
         at = SLOTS + pc._attachment.slot * SLOT + SYNCING
         forge(device.store, at, word(device.store, EPOCH))
@@ -236,6 +243,55 @@ def test_the_next_one_writes_again_what_a_dead_process_was_told_is_lost(
         assert pc.flush() > 0 or not table
     with look_at_the_device(device, monkeypatch) as pc:
         assert pc.get(pid).value == [0, LARGE]
+
+
+def run_headers(device: Failing) -> dict[int, Run]:
+    """The headers of runs in the log, by number."""
+    config = _files.read_config(os.fspath(device.store))
+    assert config is not None
+    with open(device.store / "log", "rb") as log:
+        blocks = [os.pread(log.fileno(), 4096, at) for at in range(0, os.fstat(log.fileno()).st_size, SEGMENT)]
+    found = {n: run_at(block, n, config.uuid) for n, block in enumerate(blocks)}
+    return {n: run for n, run in found.items() if run is not None}
+
+
+def give_a_run_back_and_die(device: Failing, n: int, pid: int) -> None:
+    """In a child: the headers that the segments of the run get, each its own, do not reach the device."""
+    pc = opened(device)
+    pc.free(pid, pc.get(pid).key)
+    pc.flush()
+    device.fail_between((n + 1) * SEGMENT, (n + 1) * SEGMENT + 4096)
+    pc._clean(2, 1 << 30)
+    assert run_headers(device)[n + 1].segments == 1
+    hear_of_it_and_die(device, pc, True)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_what_free_segments_say_of_themselves_is_written_again(
+    device: Failing, monkeypatch: pytest.MonkeyPatch, children: Children, beside: bool
+) -> None:
+    """Of a run that was given back: its first segment is used again when the other headers are durable."""
+    with opened(device) as pc:
+        pid, _ = pc.allocate([LARGE * 22])
+        ((n, run),) = run_headers(device).items()
+        kept = [pc.allocate([LARGE * 22])[0], pc.allocate([1])[0]]
+    assert run.segments > 2
+    other = opened(device) if beside else None
+    assert children.start(give_a_run_back_and_die, device, n, pid).wait() == -signal.SIGKILL
+    device.mend()
+    with pytest.raises(mmpc.StoreFailed) if beside else nullcontext(), opened(device) as pc:
+        assert pc.get(pid).is_free()
+        pc.append(kept[1], [2])
+        pc.flush()
+        lib.mm_close(pc._attachment.mm)  # and nothing more is done to the log
+    if other is not None:
+        close(other)
+        opened(device).close()
+    device.disk.again()
+    assert n + 1 in run_headers(device)
+    with look_at_the_device(device, monkeypatch) as pc:
+        assert pc.get(kept[0]).value == [LARGE * 22]
+        assert pc.get(kept[1]).value == ([1] if beside else [1, 2])
 
 
 def test_a_newcomer_beside_others_asks_the_file_system(device: Failing, children: Children) -> None:

@@ -80,14 +80,17 @@ class Failing:
             pc.append(pid, [LARGE])
             pc.replace(pid, pc.get(pid).key, [])
         pc.flush()
-        start = (used(self.store) + SEGMENT - 1) // SEGMENT * SEGMENT
+        self.fail_between((used(self.store) + SEGMENT - 1) // SEGMENT * SEGMENT, 1 << 62)
+
+    def fail_between(self, start: int, end: int) -> None:
+        """That part of the log cannot be written, and what is there is lost."""
         self.under.fill()
         with open(self.image, "r+b") as f:
             for logical, physical, length in extents(self.store / "log"):
-                skip = max(0, start - logical)
-                if skip < length:
-                    assert (physical + skip) % 4096 == 0
-                    _punch(f.fileno(), physical + skip, length - skip)
+                first, last = max(start, logical), min(end, logical + length)
+                if first < last:
+                    assert (physical + first - logical) % 4096 == 0
+                    _punch(f.fileno(), physical + first - logical, last - first)
         self.under.fill("more")
 
     def mend(self) -> None:
