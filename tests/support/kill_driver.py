@@ -248,7 +248,7 @@ class Driver:
         world.sound()
         way = self.way(n)
         if way == 3 and not self.case.help_needed:  # what nobody committed may go when nobody has seen it
-            world.rebuild()  # before anybody has looked, and helped
+            world.rebuild(alone=True)  # before anybody has looked, and helped
         visible, seen = world.observed(self.case, model, child.returned)
         before = self.case.effects_before[child.returned]
         if child.error is not None:

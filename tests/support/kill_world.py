@@ -103,10 +103,14 @@ class World:
                 handle.close()
         self.home = self.checker = None
 
-    def rebuild(self) -> None:
-        """Everybody leaves, the table is lost, the log has to tell."""
+    def rebuild(self, alone: bool = False) -> None:
+        """Everybody leaves, the table is lost, the log has to tell; `alone`: not a snapshot, which knows heads that
+        nobody committed.
+        """
         self.leave()
-        os.unlink(os.path.join(self.path, "table"))
+        gone = [name for name in os.listdir(self.path) if name == "table" or (alone and name.startswith("snapshot-"))]
+        for name in gone:
+            os.unlink(os.path.join(self.path, name))
         self.enter()
 
     def remove(self) -> None:
