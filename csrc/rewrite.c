@@ -18,8 +18,9 @@
  *   - A commit word is also stored by whoever helps, in anybody's lease, however old and late: it marks the segment for good before it does.
  *   - A segment header is written while its segment is PREPARING; it stays OPEN, or sealed with a lease of its own, or holds nothing.
  *   - The header of a run stays when the run is given back, and its other segments get one each: they say of which generation they are (run.c).
- * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing behind its first block; all others
- * are rewritten.
+ *   - A retirement that is taken back leaves its segment SEALED, and raises `written`.  RETIRED ones are rewritten; the counter stands in the first block.
+ * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing behind its first block; all others,
+ * and the first block of the log, are rewritten.
  * A recovery reads this from the `control` of the life that failed: it is of this boot, else the page cache is not what that life left.
  */
 #include <errno.h>
@@ -75,12 +76,14 @@ static void touch(at_word *w)
     while (!at_cas_acq_rel(w, &seen, seen)) { }
 }
 
-/* Of a free segment the header of a run is all that may be missing.  Others were durable before it was free, and a store beside a hole may need room. */
+/* Bytes from the beginning of segment n that may not be on the disk.  Of a free one the header of a run, no more: what another says was durable before it
+ * was free, and a store beside a hole may need room.  The log begins with a counter that each retirement raises. */
 static uint64_t doubtful(mm *m, uint64_t n, uint64_t stable)
 {
     mm_run_header h;
-    if (is_free(m, n)) return mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && mm_run_look(m, n, &h) ? MM_BLOCK : 0;
-    return on_disk(m, n, stable) ? 0 : m->segment_size;
+    if (!on_disk(m, n, stable)) return m->segment_size;
+    bool header = is_free(m, n) && mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && mm_run_look(m, n, &h);
+    return header || n == 0 ? MM_BLOCK : 0;
 }
 
 void mm_dirty_again(mm *m)
@@ -146,7 +149,7 @@ static int rewrite_segments(mm *m)
     if (e) return e;
     for (uint64_t n = 0; !e && n << m->segment_shift < size; n++) {
         uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size;
-        if (known && n < entries && on_disk(m, n, stable)) stop = is_free(m, n) ? begin + MM_BLOCK : begin;
+        if (known && n < entries && on_disk(m, n, stable)) stop = n == 0 || is_free(m, n) ? begin + MM_BLOCK : begin;
         e = rewrite(m, begin, stop < size ? stop : size, chunk);
     }
     free(chunk);

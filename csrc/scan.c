@@ -484,6 +484,7 @@ static uint64_t next_epoch(const scan *s)
 static void forget_retirements(scan *s)
 {
     static const mm_segment_retired none;
+    uint64_t epoch = next_epoch(s);
     for (uint64_t n = 0; n < s->segments; n++) {
         uint64_t base = n << s->m->segment_shift, magic[2];
         if (s->covered[n] || base + MM_BLOCK > s->size || mm_os_data(s->m->config.log, base) > base) continue;
@@ -496,7 +497,9 @@ static void forget_retirements(scan *s)
             uint8_t *said = s->m->log + base + mm_retired_offset(parity);
             memcpy(&magic[1], said, sizeof magic[1]);
             if (magic[0] != MM_SEGMENT_MAGIC && magic[1] != MM_RETIRED_MAGIC) continue;
-            if (!retirement(s, n, parity, &t) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
+            if (retirement(s, n, parity, &t) || !memcmp(said, &none, sizeof none)) continue;
+            at_copy(said, &none, sizeof none);
+            at_store_relaxed(&s->m->segments[n].written, epoch); /* until a flush after this, it may not be on the disk (rewrite.c) */
         }
     }
 }
@@ -686,13 +689,8 @@ int mm_rebuild(const mm_config *c, uint64_t limit, const mm_gone *gone, int snap
     scan s = { .m = m, .limit = limit, .gone = gone, .snapshot = snapshot, .info = snapshot < 0 ? NULL : info, .report = report, .r = r };
     mm_guard_install();
     int rc = mm_guarded(m, r, scan_all, &s);
-    free(s.leases);
-    free(s.read);
-    free(s.torn);
-    free(s.tail);
-    free(s.covered);
-    free(s.entries);
-    free(s.owed);
+    void *const held[] = { s.leases, s.read, s.torn, s.tail, s.covered, s.entries, s.owed };
+    for (unsigned i = 0; i < sizeof held / sizeof *held; i++) free(held[i]);
     mm_os_unmap_files(m);
     free(m);
     return rc;

@@ -18,6 +18,7 @@ import mmpc
 from mmpc import _files, _store
 from mmpc._extent import Run, run_at
 from mmpc._native import lib
+from support import forging
 from support.children import Children, Gate
 from support.failing import EPOCH, LARGE, SEGMENT, SLOT, SLOTS, STABLE, SYNCING, Failing, failing, forge, word
 
@@ -292,6 +293,47 @@ def test_what_free_segments_say_of_themselves_is_written_again(
     with look_at_the_device(device, monkeypatch) as pc:
         assert pc.get(kept[0]).value == [LARGE * 22]
         assert pc.get(kept[1]).value == ([1] if beside else [1, 2])
+
+
+def raise_the_counter_and_die(device: Failing, pid: int) -> None:
+    """In a child: the beginning of the log does not reach the device, which counts the retirements of segments."""
+    pc = opened(device)
+    device.fail_between(0, 4096)
+    pc.free(pid, pc.get(pid).key)
+    hear_of_it_and_die(device, pc, True)
+
+
+def test_the_beginning_of_the_log_is_written_again(
+    device: Failing, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    """A mark knows the number of retirements: a log with a smaller one is refused."""
+    with opened(device) as pc:
+        pid, _ = pc.allocate([LARGE * 22])
+        pids = [pc.allocate([LARGE])[0] for _ in range(20)]  # the first segment is full
+    assert children.start(raise_the_counter_and_die, device, pid).wait() == -signal.SIGKILL
+    device.mend()
+    opened(device).close()
+    with look_at_the_device(device, monkeypatch) as pc:
+        assert pc.get(pid).is_free()
+        assert [pc.get(pid).value for pid in pids] == [[LARGE]] * 20
+
+
+def test_what_a_recovery_clears_is_written_again(device: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A life that was discarded had retired a segment. The next one takes that back, and its first flush fails."""
+    with opened(device) as pc:
+        pids = [pc.allocate([LARGE])[0] for _ in range(20)]
+    path = os.fspath(device.store)
+    forging.retire(path, forging.scanned(path).segments[1], word(device.store, STABLE) + 5)
+    monkeypatch.setenv("MMPC_BOOT_ID", "between")
+    device.fail_between(SEGMENT, SEGMENT + 4096)
+    with pytest.raises(mmpc.StoreFailed):
+        opened(device)
+    device.mend()
+    assert not any(forging.retired(path, 1))
+    opened(device).close()
+    with look_at_the_device(device, monkeypatch) as pc:
+        assert [pc.get(pid).value for pid in pids] == [[LARGE]] * 20
+    assert not any(forging.retired(path, 1))
 
 
 def test_a_newcomer_beside_others_asks_the_file_system(device: Failing, children: Children) -> None:

@@ -245,12 +245,17 @@ def test_a_claim_that_goes_back_takes_the_retirement_with_it(path: str, children
             while newest(other, filler) // SEGMENT == number:
                 filler, _ = other.allocate([b"x" * 5000])
         slot, entry = children.run(die), CONTROL_SEGMENTS + number * SEGMENT_ENTRY_SIZE
+        for _ in range(2):
+            pc.allocate([])
+            pc.flush()
+        assert word(loss.get(path, "control"), entry + 40) < pc.stable_lsn, "what was written is durable"
         state = word(loss.get(path, "control"), entry)
         assert state & 15 == 3, "SEALED"
         forging.write(path, "control", entry, struct.pack("<Q", 4 | state & 0xFFFFFF0 | slot << 28))
         forging.retire(path, forging.scanned(path).segments[number], pc.stable_lsn + 1)
         assert lib.mm_reap_all(pc._attachment.mm, ffi.new("uint64_t *")) == 0
         assert word(loss.get(path, "control"), entry) & 15 == 3
+        assert word(loss.get(path, "control"), entry + 40) > pc.stable_lsn, "and is not any more"
         pc.append(pid, [seal(pid, 1)])
         assert newest(pc, pid) // SEGMENT == number
         pc.flush()
