@@ -14,8 +14,9 @@ import pytest
 
 import mmpc
 from mmpc import errors
-from mmpc._layout import EXTENT_MOST
+from mmpc._layout import CONTROL_GLOBALS, EXTENT_MOST
 from mmpc._native import ffi, lib
+from support import loss
 from support.children import Children
 from support.mounts import Mounted, ext4, memory
 from support.runs import HOLE, consistent, entries, run_of, runs, taken
@@ -188,6 +189,29 @@ def test_a_run_is_freed_as_a_whole(pc: Store) -> None:
     assert runs(pc) == []
     assert taken(pc) < before + 51 * 2 * BLOCK + 6 * SMALL  # headers, and segments that were opened
     assert mmpc.verify(pc.path).ok
+
+
+def test_a_run_stays_until_a_mark_covers_what_replaced_it(
+    pc: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the epoch has gone on without a flush, as it does where a cleaner claims a segment, or a dead one is
+    reaped: after a loss of power the page is what it was.
+    """
+    pid, key = pc.allocate([blob(150_000)])
+    pc.flush()
+    pc.replace(pid, key, [0])
+    epoch = pc.stats().epoch
+    with open(os.path.join(pc.path, "control"), "r+b") as control:
+        control.seek(CONTROL_GLOBALS)
+        control.write((epoch + 5).to_bytes(8, "little"))
+    assert pc.stats().epoch == epoch + 5
+    first = pc.stats().segments
+    while pc.stats().segments < first + 2:  # whoever opens a segment looks for what can be used again
+        pc.allocate([b"x" * 5000])
+    lost = loss.copy(pc.path, str(tmp_path / "lost"))
+    another_boot(monkeypatch)
+    with mmpc.open(lost, mmpc.Append()) as again:
+        assert again.get(pid).unwrap() == [blob(150_000)]
 
 
 def test_only_what_a_payload_needs_is_allocated(open_store: Open) -> None:

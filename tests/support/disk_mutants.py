@@ -52,17 +52,6 @@ HEAD = "    int rc = mm_head(m, c->pid, &head, r);\n    if (rc) return rc;\n    
 
 MUTANTS = [
     Mutant(
-        "a-run-is-used-again-before-a-flush",
-        (
-            (
-                "csrc/reuse.c",
-                "if (mm_segword_state(w) != MM_SEG_RETIRED || since > marked) continue;",
-                "if (mm_segword_state(w) != MM_SEG_RETIRED || (since > marked && !(mm_segword_rest(w) & MM_REST_RUN))) continue;",
-            ),
-        ),
-        ("extents",),
-    ),
-    Mutant(
         "a-store-that-the-trace-does-not-tell",
         (("csrc/page.c", "    at_written(&rec->shape, MM_RECORD_HEADER - sizeof rec->crc_commit);\n", ""),),
         ("create",),
