@@ -156,6 +156,8 @@ uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no
 uint64_t mm_os_hole(int fd, uint64_t from);           /* where they end */
 int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset);
 int mm_os_sync_filesystem(int fd);
+void mm_os_look_here_and_there(void *p, uint64_t n, int fd, uint64_t step);
+void mm_os_look_through(void *p, uint64_t n);
 void mm_os_write_out(int fd);
 int mm_os_truncate(int fd, uint64_t size);            /* 0, or errno */
 void mm_os_touch(void *p, uint64_t n);

@@ -117,6 +117,21 @@ int mm_os_write_direct(int fd, const void *p, uint64_t n, uint64_t offset)
     return direct && e == EINVAL ? mm_os_write_at(fd, p, n, offset) : e;
 }
 
+/* Of [0, n) of a file that is mapped at p a block each `step` bytes will be looked at, and little else.  A hint: without it each look may wait for the next one, and
+ * bring in as much as the device reads ahead (8 MiB on some), which is all of the file. */
+void mm_os_look_here_and_there(void *p, uint64_t n, int fd, uint64_t step)
+{
+    madvise(p, n, MADV_RANDOM);
+#ifdef __linux__
+    for (uint64_t at = 0; at < n; at += step) (void)posix_fadvise(fd, (off_t)at, 4096, POSIX_FADV_WILLNEED);
+#else
+    (void)fd, (void)step;
+#endif
+}
+
+/* All of [p, p + n) will be read, from its beginning. */
+void mm_os_look_through(void *p, uint64_t n) { madvise(p, n, MADV_NORMAL); }
+
 /* Begins to write out what is dirty, and waits for none of it; a hint.  What fails is told to who syncs, as with what the kernel writes by itself. */
 void mm_os_write_out(int fd)
 {

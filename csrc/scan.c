@@ -322,6 +322,7 @@ static int read_segment(scan *s, uint64_t n)
     uint32_t seed = mm_segment_seed(m, &m->segments[n]);
     uint64_t generation = mm_segword_generation(at_load_relaxed(&m->segments[n].word)), end = segment_end(s, n);
     s->report->scanned++;
+    mm_os_look_through(m->log + (n << m->segment_shift), end - (n << m->segment_shift));
     look_for_stamp(s, n);
     s->tail[n] = (n << m->segment_shift) + MM_BLOCK;
     for (uint64_t at = s->tail[n]; at + MM_BLOCK <= end;) {
@@ -623,6 +624,7 @@ static int prepare_scan(scan *s)
     if (e) return mm_os_failed(s->r, e);
     at_store_relaxed(&m->g->segments, n);
     at_store_relaxed(&m->g->log_size, s->size);
+    mm_os_look_here_and_there(m->log, s->size, m->config.log, m->segment_size); /* at headers, first */
     s->read = calloc(n + 1, sizeof *s->read);
     s->torn = calloc(n + 1, sizeof *s->torn);
     s->tail = calloc(n + 1, sizeof *s->tail);
