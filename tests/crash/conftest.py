@@ -13,3 +13,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     mine = items[int(k) :: int(n)]
     config.hook.pytest_deselected(items=[item for item in items if item not in mine])
     items[:] = mine
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Of few cases the later shares have none; whether any was chosen the first one tells."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and os.environ.get("MMPC_SHARE", "0/1")[0] != "0":
+        session.exitstatus = pytest.ExitCode.OK
