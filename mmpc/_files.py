@@ -324,7 +324,7 @@ def make_directory(path: str) -> bool:
             os.mkdir(directory, 0o700 if directory == path else 0o777)
             made = directory == path
         except FileExistsError:
-            if not os.path.isdir(directory):
+            if _something_else(directory):
                 raise errors.IncompatibleStore(f"{directory!r} exists and is not a directory") from None
         if not os.path.exists(os.path.join(path, "config")):  # also when somebody else made it, and died before this
             sync_directory(os.path.dirname(directory))
@@ -334,6 +334,14 @@ def make_directory(path: str) -> bool:
             f"{path!r} is not an mmpc store: it holds {', '.join(others[:5])}; choose an empty directory"
         )
     return made
+
+
+def _something_else(path: str) -> bool:
+    """It is there, and no directory. One that is gone by now was that of a temporary store."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return os.path.islink(path)
 
 
 def foreign(path: str) -> list[str]:
