@@ -1,5 +1,6 @@
-"""The floor of a flush that several processes share: each stores into a page of its own, one of them calls fdatasync
-for all, the others sleep until it wakes them. No log, no checksum: what the file system and the scheduler take.
+"""The floor of a flush that several processes share: the others bring a word in shared memory and sleep, one of them
+stores for all into one page, calls fdatasync and wakes them. No log, no checksum: what the file system and the
+scheduler take.
 
 The first process is the one that syncs. Nobody is waited for long, so that a sample can end.
 """
@@ -16,7 +17,6 @@ from time import perf_counter
 from .workers import Step
 
 FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" else None
-APART = 16  # blocks between the pages of two processes, as between their leases
 PATIENCE = 0.0005  # seconds that the one who syncs waits for the others
 LATE = 20_000_000  # ns that the others wait for it
 BLOCK = 4096
@@ -26,7 +26,7 @@ def prepare(folder: Path) -> None:
     """The file that is synced, written once so that no sync has to change its extents; and the words."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "data", "wb") as new:
-        os.posix_fallocate(new.fileno(), 0, 8 * APART * BLOCK)
+        os.posix_fallocate(new.fileno(), 0, 16 * BLOCK)
     with open(folder / "words", "wb") as words:
         words.truncate(BLOCK)
     with open(folder / "data", "r+b") as data, mmap.mmap(data.fileno(), 0) as mapped:
@@ -56,12 +56,13 @@ def rounds(worker: int, argument: tuple[str, int]) -> Step:
     data_fd, words_fd = os.open(folder / "data", os.O_RDWR), os.open(folder / "words", os.O_RDWR)
     data, words = mmap.mmap(data_fd, 0), mmap.mmap(words_fd, 0)
     ended, came = memoryview(words)[:4].cast("I"), memoryview(words)[64:].cast("I")  # rounds; of each process
-    at, others, (wait, wake) = worker * APART * BLOCK, range(1, processes), futex(words)
+    others, (wait, wake) = range(1, processes), futex(words)
 
     def sync() -> int:
         before, until = ended[0], perf_counter() + PATIENCE
         while any(came[i] <= before for i in others) and perf_counter() < until:
             os.sched_yield()
+        data[0] = (data[0] + sum(came[i] for i in others) + 1) & 255
         os.fdatasync(data_fd)
         ended[0] = before + 1
         if processes > 1:
@@ -74,10 +75,4 @@ def rounds(worker: int, argument: tuple[str, int]) -> Step:
         wait(before)
         return 1
 
-    turn = sync if worker == 0 else follow
-
-    def step() -> int:
-        data[at] = (data[at] + 1) & 255
-        return turn()
-
-    return step
+    return sync if worker == 0 else follow
