@@ -188,7 +188,7 @@ static int map_windows(mm *m, unsigned size)
     m->words_window = windows[size].words;
     enum mm_map how = c->observes == MM_OBSERVE_LIVE ? MM_MAP_READ : MM_MAP_SHARED;
     int e = mm_os_map(c->control, m->control_window, how, &m->control);
-    if (!e) e = mm_os_map(c->log, m->log_window, c->observes == MM_OBSERVE_ALONE ? MM_MAP_PRIVATE : how, &m->log);
+    if (!e) e = mm_os_map(c->log, m->log_window, c->carried || c->observes == MM_OBSERVE_ALONE ? MM_MAP_PRIVATE : how, &m->log);
     if (!e) e = mm_os_map(c->table, m->words_window, how, &m->table_map);
     if (!e) e = mm_os_map(c->ids, m->words_window, how, &m->ids_map);
     if (!e) e = mm_os_map(c->rts, m->words_window, how, &m->rts_map);
@@ -238,6 +238,8 @@ static int sizes_hold(mm *m, mm_result *r)
 static int measure_and_claim(mm *m, void *args, mm_result *r)
 {
     (void)args;
+    mm_carried_put(m);
+    m->config.carried = NULL;
     int rc = sizes_hold(m, r);
     if (rc || !m->config.observes) return rc ? rc : mm_slot_claim(m, r);
     m->slot = m->unshared; /* pins go there, and hold nothing */

@@ -12,6 +12,7 @@
 
 #include "internal.h"
 
+#define TRIES 50u
 #define MAX_COLOUR ((UINT64_C(1) << (MM_COLOUR_LOW + 64 - MM_ADDR_BITS)) - 1)
 
 static uint64_t word_at(int fd, uint64_t offset)
@@ -22,16 +23,22 @@ static uint64_t word_at(int fd, uint64_t offset)
 
 static uint64_t global(const mm_config *c, uint64_t offset) { return word_at(c->control, MM_CONTROL_GLOBALS + offset); }
 
-/* stable <= the newest mark < epoch, dirty <= epoch.  Marks that are damaged bound nothing.  A config from before a recovery discarded colours:
+/* stable <= the newest mark or witness < epoch, dirty <= epoch.  Marks that are damaged bound nothing.  A config from before a recovery discarded colours:
  * who opens by it would make marks that do not know of them.  It was read before a recovery that has just ended, or it was put back. */
 static bool clock_holds(const mm_config *c)
 {
     mm_result ignored;
     mm_mark k = { .epoch = 0 };
-    uint64_t stable = global(c, offsetof(mm_globals, stable));
-    bool known = c->marks >= 0 && mm_mark_newest(c, &k, &ignored) == MM_OK;
+    uint64_t stable = global(c, offsetof(mm_globals, stable)), said = 0;
+    bool known = c->marks >= 0;
+    for (unsigned tries = 0; known && said < stable && tries < TRIES; tries++) { /* a witness is one sector, and may be under the pen */
+        if (tries) mm_os_nap(1000000);
+        known = mm_mark_newest(c, &k, &ignored) == MM_OK;
+        said = k.witness > k.epoch ? k.witness : k.epoch;
+    }
     if (known && k.discarded > c->discarded) return false;
-    uint64_t marked = known ? k.epoch : stable, dirty = global(c, offsetof(mm_globals, dirty)), epoch = global(c, offsetof(mm_globals, epoch));
+    uint64_t marked = known ? said : stable;
+    uint64_t dirty = global(c, offsetof(mm_globals, dirty)), epoch = global(c, offsetof(mm_globals, epoch));
     return stable <= marked && marked < epoch && dirty <= epoch && epoch <= MAX_COLOUR;
 }
 

@@ -205,6 +205,11 @@ uint64_t mm_disk_sync(int fd, uint64_t begun)
     return mm_disk_note(begun ? MM_DISK_SYNC_END : MM_DISK_SYNC_BEGIN, inode(fd), begun, NULL, 0);
 }
 
+uint64_t mm_disk_synced(int fd, uint64_t begun, uint64_t from, uint64_t to)
+{
+    return mm_disk_note(MM_DISK_SYNC_END, inode(fd), begun, (uint64_t[]){ from, to }, 2 * sizeof from);
+}
+
 /* ---- the driver's side ---------------------------------------------------------------------------------------------------------- */
 
 int mm_disk_start(void *p, uint64_t size)

@@ -14,7 +14,7 @@ enum mm_disk_kind {
     MM_DISK_GROW = 2,       /* the file reaches `offset` at least */
     MM_DISK_CUT = 3,        /* the file ends at `offset` now, and may have been shorter */
     MM_DISK_SYNC_BEGIN = 4, /* of a file, or of the directory; `offset` is 0 */
-    MM_DISK_SYNC_END = 5,   /* `offset` is where in the trace its beginning stands */
+    MM_DISK_SYNC_END = 5,   /* `offset` is where in the trace its beginning stands; two words may follow: from, to: it was of these bytes alone */
     MM_DISK_CREATE = 6,     /* the directory has the name that follows, for `file` */
     MM_DISK_RENAME = 7,     /* two names follow, each with a zero byte behind it */
     MM_DISK_UNLINK = 8,     /* the name that follows is gone */
@@ -38,6 +38,7 @@ void mm_disk_wrote(int fd, const void *p, uint64_t n, uint64_t offset);
 void mm_disk_grew(int fd, uint64_t to);
 void mm_disk_cut(int fd, uint64_t size);
 uint64_t mm_disk_sync(int fd, uint64_t begun); /* begun 0: it begins; returns what its end is to be told */
+uint64_t mm_disk_synced(int fd, uint64_t begun, uint64_t from, uint64_t to); /* the end of one of these bytes alone */
 #define MM_DISK(call) call
 #else
 #define MM_DISK(call) ((void)0)

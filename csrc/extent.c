@@ -154,7 +154,6 @@ static int epoch_now(mm *m, void *args, mm_result *r)
 /* A writer that replaces large payloads flushes when as much as it needs waits for a flush: so the log does not grow for want of one. */
 int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
 {
-    uint64_t advanced;
     take_call c = { .page = page, .room = room, .run = run };
     run->held = false;
     int rc = mm_guarded(m, r, look_for_pending, &c);
@@ -172,7 +171,7 @@ int mm_run_take(mm *m, uint64_t page, uint64_t room, mm_run *run, mm_result *r)
     }
     if (!rc && c.used) { /* run.c: what stood in its segments says something still, until the header of the run is durable */
         rc = mm_guarded(m, r, epoch_now, &c);
-        if (!rc) rc = mm_flush(m, c.since, &advanced, r);
+        if (!rc) rc = mm_flush_marked(m, c.since, r); /* an intent's sync need not be one of all of the log */
     }
     if (rc) mm_run_done(m, run, rc);
     return rc;

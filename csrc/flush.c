@@ -1,5 +1,5 @@
 /* flush.c - durability: one epoch step, one sync of the log, one mark, and, where an intent does not say as much, one sync of the marks; shared by all who
- * wait for it.
+ * wait for it.  Where the intent carries what others wrote, it is a sync of our own pages alone.
  *
  * cut(D) = every committed record with colour <= D, D the newest mark.  If B's author saw A, A's commit word was stored before B's
  * colour was loaded, hence before the epoch left D, hence before the sync (model: publish.pml).  A stopped or dead process is
@@ -91,21 +91,30 @@ static void list_leases(mm *m, mm_mark *k)
     if (mm_log_reaches(m, MM_BLOCK)) k->retirements = (uint32_t)at_load_acquire(mm_retirements(m));
 }
 
-/* The order is the protocol: epoch, log, mark.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */
-static int sync_and_mark(mm *m, mm_mark *k, bool intent, mm_result *r)
+/* The pages of our lease that hold what is not in its place yet, the intent with it. */
+static int sync_own(mm *m, const mm_lease_fill *l)
+{
+    uint64_t from = (l->address + mm_intent_placed(m, l)) & ~(uint64_t)(MM_BLOCK - 1), to = l->address + l->fill;
+    return mm_os_sync_range(m->config.log, m->log, from, (to + MM_BLOCK - 1) & ~(uint64_t)(MM_BLOCK - 1));
+}
+
+/* The order is the protocol: epoch, log, mark.  A mark says that the log is on the disk in its places, so none is made, and none noted, after a sync of our own
+ * pages alone.  `syncing` stands in the slot as long as an error may have been told to nobody but us. */
+static int sync_and_mark(mm *m, mm_mark *k, const mm_intent *said, mm_result *r)
 {
     uint64_t suspect;
     int failing = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE);
     if (failing) return sync_failed(m, failing, r);
     bool distrusted = distrust(m, &suspect);
+    bool whole = !said->carries || distrusted;
     if (distrusted) mm_dirty_again(m);
-    int e = mm_os_sync(m->config.log);
+    int e = whole ? mm_os_sync(m->config.log) : sync_own(m, &said->lease);
     if (!e && distrusted) e = mm_os_sync_filesystem(m->config.log); /* dirty again is not enough everywhere (rewrite.c) */
     if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_BUFFER_WRITE_POST);
     if (!e && suspect) at_cas_acq_rel(&m->g->suspect, &suspect, 0);
     if (!e && has_failed(m, r)) return MM_FAILED; /* another one was told: what it lost we may have called durable */
     if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE);
-    if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);
+    if (!e) e = !said->put ? mm_mark_write(m, k) : whole ? mm_mark_note(m, k) : mm_mark_witness(m, k->epoch);
     if (!e) e = mm_fail_at(m->config.failpoints, MM_FAIL_TRAILER_WRITE_POST);
     return e ? sync_failed(m, e, r) : has_failed(m, r);
 }
@@ -129,12 +138,14 @@ static int flush_now(mm *m, mm_result *r)
     list_leases(m, &k);
     mm_unlock(m, MM_HOLD_PUBLISH);
     uint64_t synced = mm_time_begin(m);
-    bool intent = mm_intent_put(m, &now);
-    rc = sync_and_mark(m, &k, intent, r);
+    mm_intent said;
+    mm_intent_put(m, &now, &said);
+    rc = sync_and_mark(m, &k, &said, r);
     if (rc) return rc;
     mm_count(m, MM_COUNT_syncs, 1);
     mm_time_end(m, MM_TIME_sync, synced, 1);
-    if (!intent) {
+    mm_fills_durable(m, &now, &said);
+    if (!said.put) {
         m->base = now;
         at_max_release(&m->g->marked, k.epoch);
     }

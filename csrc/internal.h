@@ -46,7 +46,14 @@ typedef struct mm_fills {
     uint64_t retirements, segments;
     uint32_t count;
     mm_lease_fill leases[MM_FILLS_MOST]; /* address 0: none */
+    uint64_t durable[MM_FILLS_MOST];     /* `lease_durable` of each */
 } mm_fills;
+
+/* What a flush said in the log. */
+typedef struct mm_intent {
+    bool put, carries;   /* carries: what is not durable of other leases, so that no page but the author's own need be synced */
+    mm_lease_fill lease; /* of the author, the intent at its end */
+} mm_intent;
 
 enum mm_purpose { MM_GROWS = 0, MM_FREES = 1, MM_MOVES = 2 }; /* what space is taken for: FREE records; copies that make a segment empty; anything else */
 
@@ -73,6 +80,7 @@ struct mm {
     uint32_t mark_ready, mark_block; /* the slot's marks are durable as they stand; the block that the next one goes over */
     uint64_t born;            /* epoch loaded after `log` was opened: syncs that began later tell us when they fail */
     mm_fills base;            /* as the newest mark of this process knows them; guarded by flushing */
+    mm_lease_fill placed;     /* how far our newest lease of which we know is in its place on the disk; guarded by flushing */
     pv_word flush_turn;       /* how often threads of this process asked to lead a flush */
     uint32_t uuid_seed;       /* crc32c of the uuid: start of all checksums */
     uint32_t since_scan;      /* allocations since the pins were last looked at */
@@ -138,6 +146,7 @@ int mm_os_map(int fd, uint64_t window, enum mm_map how, uint8_t **out);
 void mm_os_unmap(uint8_t *p, uint64_t window);
 int mm_os_grow(int fd, uint64_t from, uint64_t to);   /* 0, or errno; idempotent */
 int mm_os_sync(int fd);                               /* 0, or errno */
+int mm_os_sync_range(int fd, const uint8_t *mapped, uint64_t from, uint64_t to); /* these bytes at least of a file that is mapped from its beginning */
 void mm_os_wait(at_word *w, uint64_t seen, uint64_t ns); /* returns when the low half of *w is not that of `seen`, or after ns */
 void mm_os_wake(at_word *w);                          /* everybody who waits for it */
 uint64_t mm_os_monotonic(void);                       /* ns */
@@ -150,6 +159,7 @@ static inline uint64_t mm_os_ticks(void) { return __builtin_ia32_rdtsc(); }
 static inline uint64_t mm_os_ticks(void) { return mm_os_monotonic(); }
 #endif
 void mm_os_yield(void);
+void mm_os_nap(uint64_t ns);
 uint64_t mm_os_size(int fd);
 int mm_os_punch(int fd, uint64_t from, uint64_t to);  /* 0, or errno; the size stays */
 uint64_t mm_os_data(int fd, uint64_t from);           /* where bytes that are no hole begin; all ones: nowhere */
@@ -385,6 +395,7 @@ int mm_observe(mm *m, uint64_t pid, uint8_t *buffer, uint64_t capacity, mm_resul
 typedef struct mm_mark { /* as it is thought of: the eight sectors of a block */
     uint64_t epoch;
     uint64_t segments, discarded; /* in use; newest colour that config says is discarded */
+    uint64_t witness;             /* newest epoch that a witness tells of, or 0; not said of the mark */
     uint32_t retirements;         /* of segments, ever */
     uint32_t count;
     mm_lease_fill leases[MM_MARK_LEASES];
@@ -393,6 +404,7 @@ int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r);
 int mm_mark_prepare(mm *m);              /* 0, or errno; before the first mark of this owner of the slot */
 int mm_mark_write(mm *m, const mm_mark *k); /* durable on return; 0, or errno */
 int mm_mark_note(mm *m, const mm_mark *k);  /* in the file on return, durable when somebody syncs it; 0, or errno */
+int mm_mark_witness(mm *m, uint64_t epoch); /* the same of a witness */
 int mm_mark_promote(const mm_config *c, const mm_mark *k, uint32_t block); /* over the other block of the slot of `block`; durable on return; 0, or errno */
 int mm_mark_settle(const mm_config *c, uint32_t block); /* what the file says there is durable on return; 0, or errno */
 /* Every block that is not a hole: body(ctx, number of the block, its mark, true if it hides what it said). */
@@ -406,6 +418,11 @@ static inline void mm_want_mark(mm *m, uint64_t epoch) { at_max_release(&m->g->m
 /* intent.c */
 void mm_fills_now(mm *m, uint64_t epoch, mm_fills *f);
 uint64_t mm_fill_with_late(mm *m, uint64_t lease, uint64_t shape, uint64_t fill);
-bool mm_intent_put(mm *m, const mm_fills *now);
+void mm_intent_put(mm *m, const mm_fills *now, mm_intent *said);
+void mm_fills_durable(mm *m, const mm_fills *now, const mm_intent *said);
+uint64_t mm_intent_placed(const mm *m, const mm_lease_fill *l);
+
+/* promote.c */
+void mm_carried_put(mm *m); /* what `config.carried` says, into the private log of one that observes */
 
 #endif

@@ -11,8 +11,8 @@
 
 #include "atomics.h"
 
-#define MM_FORMAT 4u            /* config, log, marks, snapshots: lasting */
-#define MM_LAYOUT_VERSION 4u    /* control, table, ids, rts: rebuilt when they differ */
+#define MM_FORMAT 5u            /* config, log, marks, snapshots: lasting */
+#define MM_LAYOUT_VERSION 5u    /* control, table, ids, rts: rebuilt when they differ */
 #define MM_BLOCK 4096u          /* a lease is a run of these */
 
 /* ---- head word: 0 = unallocated, else parity:1 | tag:21 | address/8:42 -------------------------------------- */
@@ -32,7 +32,7 @@ static inline uint64_t mm_head_next(uint64_t head, uint64_t address)
 }
 
 /* ---- record: 40 bytes of header, the payload, the index; 8-byte aligned ------------------------------------------- */
-enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3, MM_KIND_INTENT = 4 }; /* INTENT: of no page; its payload is mm_lease_fill (intent.c) */
+enum mm_kind { MM_KIND_BASE = 1, MM_KIND_DELTA = 2, MM_KIND_FREE = 3, MM_KIND_INTENT = 4 }; /* INTENT: of no page; its payload begins with mm_intent_header (intent.c) */
 enum mm_flag { MM_FLAG_COMPRESSED = 1, MM_FLAG_INNER = 2, MM_FLAG_INDEX = 4, MM_FLAG_EXTENT = 8, MM_FLAG_TX = 16 };
 #define MM_FLAGS_KNOWN (MM_FLAG_COMPRESSED | MM_FLAG_INNER | MM_FLAG_INDEX | MM_FLAG_EXTENT)
 #define MM_FLAGS_OF_PAYLOAD (MM_FLAG_COMPRESSED | MM_FLAG_EXTENT) /* a record that is moved keeps them: its payload is not looked into */
@@ -98,8 +98,6 @@ static inline uint64_t mm_span_of(uint64_t body) { return (MM_RECORD_HEADER + bo
 static inline uint64_t mm_shape_span(uint64_t shape) { return mm_span_of(mm_shape_body(shape)); }
 
 #define MM_INDEX_MAX 32u /* bytes of an index, at most */
-
-#define MM_INTENT_HEADER 8u /* bytes of an INTENT's payload before the leases that it lists: the newest durable epoch known */
 
 /* ---- segment and lease headers in the log --------------------------------------------------------------------- */
 #define MM_SEGMENT_MAGIC UINT64_C(0x67657343504D4D00) /* "\0MMPCseg" */
@@ -224,7 +222,17 @@ typedef struct mm_mark_sector {
     mm_lease_fill leases[MM_SECTOR_LEASES];
 } mm_mark_sector;
 _Static_assert(sizeof(mm_mark_sector) == 512 && offsetof(mm_mark_sector, leases) == 48, "a mark is eight sectors");
+/* In the place of a block's first sector: `epoch` was durable, by an intent that carries what is not in its place in the log. */
+#define MM_WITNESS_MAGIC UINT64_C(0x736E747743504D4D) /* "MMPCwtns" */
 #define MM_MARKS_SIZE (MM_SLOTS * 2u * MM_BLOCK) /* of the file, from its creation on: a shorter one was cut */
+
+/* ---- intents: the payload of a record of MM_KIND_INTENT (intent.c) -------------------------------------------------- */
+typedef struct mm_intent_header { /* then `listed` mm_lease_fill, then `carried` times an mm_piece and the bytes of that lease from `from` to its fill */
+    uint64_t stable;          /* newest durable epoch known */
+    uint32_t listed, carried;
+} mm_intent_header;
+typedef struct mm_piece { uint32_t entry, from; } mm_piece; /* of the list; offset in the lease */
+_Static_assert(sizeof(mm_intent_header) == 16 && sizeof(mm_piece) == 8, "an intent is stored");
 
 /* ---- snapshot-<b>: the page table as it was; makes a recovery shorter, and nothing true or false ---------------- */
 #define MM_SNAPSHOT_MAGIC UINT64_C(0x70616E7343504D4D) /* "MMPCsnap" */
@@ -332,7 +340,8 @@ typedef struct mm_slot { /* written by its owner while its lock byte is held, an
     at_word syncing;      /* epoch of a sync in progress, or 0 (a death in between is noticed by who reaps) */
     at_word helping;      /* calls that store a commit word for somebody else just now */
     at_word last_shape;   /* of last_lease: generation:32 | blocks:32 */
-    at_word spare0[2];
+    at_word lease_durable; /* turn:32 | bytes of the lease that a flush made durable:32; the turn rises with each lease (intent.c) */
+    at_word spare0;
     at_word announce;     /* epoch loaded at the start of the publish in progress, or 0; counts as a pin */
     at_word lease;        /* address of the lease announced (before it is taken), or 0 */
     at_word lease_shape;  /* generation:32 | blocks:32 */

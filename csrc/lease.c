@@ -68,6 +68,7 @@ static void announce_lease(mm *m, uint64_t address, uint64_t generation, uint64_
     at_store_release(&m->slot->last_lease, l->start ? l->start : l->previous);
     at_store_release(&m->slot->last_fill, l->start ? l->bump - l->start : l->filled);
     at_store_relaxed(&m->slot->lease_fill, 0); /* before the address: nobody pairs the old fill with the new lease */
+    at_store_release(&m->slot->lease_durable, ((at_load_relaxed(&m->slot->lease_durable) >> 32) + 1) << 32); /* release: who sees the turn sees the fill of 0 (intent.c) */
     at_store_release(&m->slot->lease_shape, generation << 32 | blocks); /* release: who sees it with the old address sees the fill of 0 */
     at_store_seq_cst(&m->slot->lease, address);
     at_fence_full(); /* then the colour of the first record: who stepped the epoch after that was loaded sees the lease (intent.c) */

@@ -29,6 +29,7 @@ static void at_random(mm *m, uint64_t end)
 
 int mm_mapped_begin(mm *m)
 {
+    if (m->config.carried) return 0; /* what stands in private memory is not dropped */
     m->granule_count = m->log_window >> MM_GRANULE_SHIFT;
     void *p = mmap(NULL, m->granule_count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return errno;

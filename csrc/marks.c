@@ -1,12 +1,15 @@
 /* marks.c - how far the log is durable: written by flushes, read by recoveries.
  *
- * A slot has two blocks of eight sectors.  A mark goes over the block with the smaller epoch, one flush of a slot at a time, and a new
+ * A slot has two blocks of eight sectors.  A mark goes over the block with the smaller epoch, or the one with a witness, one flush of a slot at a time, and a new
  * owner of a slot first makes durable what its predecessor may have written and not synced, so the newest mark is never the one that is
  * overwritten (model: marks.pml).
  *
  * A mark is written after the log was synced.  So any whole sector of it proves its epoch, whether the write was torn or another sector
  * was damaged later.  A sector that is zero proves that no mark was ever finished in its block.  Only a block without a whole and without a
  * zero sector hides what it said: that is MM_CORRUPT.
+ *
+ * A witness says less: its epoch was durable, but the log need not be on the disk in its places (intent.c).  It stands in the first sector of the block that
+ * the next mark goes over, and is no part of the mark whose other sectors may stand behind it.
  */
 #include <errno.h>
 #include <string.h>
@@ -36,14 +39,20 @@ static bool sector_whole(const mm_config *c, const mm_mark_sector *s, uint32_t s
     return s->magic == MM_MARK_MAGIC && s->slot == slot && s->place == place && s->count <= MM_SECTOR_LEASES && s->crc == sector_crc(s, c->uuid);
 }
 
+static bool is_witness(const mm_config *c, const mm_mark_sector *s, uint32_t slot, uint32_t place)
+{
+    return s->magic == MM_WITNESS_MAGIC && s->slot == slot && s->place == place && s->crc == sector_crc(s, c->uuid);
+}
+
 /* The mark of a block: the leases of those sectors that have its newest epoch.  Epoch 0: it has no whole sector. */
 static void judge(const mm_config *c, const mark_block *b, uint32_t slot, uint32_t block, mm_mark *k)
 {
-    k->epoch = k->segments = k->discarded = 0;
+    k->epoch = k->segments = k->discarded = k->witness = 0;
     k->retirements = 0;
     k->count = 0;
     for (uint32_t i = 0; i < MM_MARK_SECTORS; i++) {
         const mm_mark_sector *s = &b->sectors[i];
+        if (is_witness(c, s, slot, block * MM_MARK_SECTORS + i)) k->witness = s->epoch;
         if (!sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || s->epoch < k->epoch) continue;
         if (s->epoch > k->epoch) k->count = 0;
         k->epoch = s->epoch;
@@ -79,6 +88,15 @@ static int settle(mm *m, const mark_block *b)
     return e ? e : mm_os_sync(m->config.marks);
 }
 
+/* A witness that is newer than the mark in its block goes by intents, which are found through the mark in the other one: so that stays, though it is older
+ * than what is left of this one.  Else the older mark goes (model: TAKE_SMALLER). */
+static uint32_t block_to_go_over(const mm_mark *k)
+{
+    for (uint32_t i = 0; i < 2; i++)
+        if (k[i].witness > k[i].epoch) return i;
+    return k[0].epoch > k[1].epoch;
+}
+
 int mm_mark_prepare(mm *m)
 {
     if (m->mark_ready) return 0;
@@ -91,7 +109,7 @@ int mm_mark_prepare(mm *m)
     if (!zero(b, sizeof b)) e = settle(m, b);
     if (e) return e;
     for (uint32_t i = 0; i < 2; i++) judge(&m->config, &b[i], m->slot_index, i, &k[i]);
-    m->mark_block = k[0].epoch > k[1].epoch;
+    m->mark_block = block_to_go_over(k);
     m->mark_ready = 1;
     return 0;
 }
@@ -111,6 +129,14 @@ int mm_mark_note(mm *m, const mm_mark *k)
     mark_block b;
     encode(&m->config, k, m->slot_index, m->mark_block, &b);
     return mm_os_write_at(m->config.marks, &b, sizeof b, block_offset(m->slot_index, m->mark_block));
+}
+
+/* Over the block that holds no base, as a note. */
+int mm_mark_witness(mm *m, uint64_t epoch)
+{
+    mm_mark_sector s = { .magic = MM_WITNESS_MAGIC, .epoch = epoch, .slot = m->slot_index, .place = m->mark_block * MM_MARK_SECTORS };
+    s.crc = sector_crc(&s, m->config.uuid);
+    return mm_os_write_at(m->config.marks, &s, sizeof s, block_offset(m->slot_index, m->mark_block));
 }
 
 /* The same bytes again, and a sync: an earlier one may not have written them, and nobody says so any more. */
@@ -167,12 +193,14 @@ typedef struct newest_mark { mm_mark *newest; uint64_t hidden; } newest_mark;
 static int keep_newest(void *ctx, uint32_t block, const mm_mark *k, bool hidden)
 {
     newest_mark *n = ctx;
+    uint64_t witness = k->witness > n->newest->witness ? k->witness : n->newest->witness;
     if (k->epoch > n->newest->epoch) *n->newest = *k;
+    n->newest->witness = witness;
     if (hidden && n->hidden == UINT64_MAX) n->hidden = (uint64_t)block * MM_BLOCK;
     return MM_OK;
 }
 
-/* The newest mark (epoch 0: none was ever made).  MM_CORRUPT: the file was cut, or a block hides what it said. */
+/* The newest mark (epoch 0: none was ever made), with the newest witness of any block.  MM_CORRUPT: the file was cut, or a block hides what it said. */
 int mm_mark_newest(const mm_config *c, mm_mark *newest, mm_result *r)
 {
     newest_mark n = { newest, UINT64_MAX };
@@ -194,7 +222,8 @@ static int mend(const mm_config *c, uint32_t slot, uint32_t block)
     judge(c, &b, slot, block, &k);
     for (uint32_t i = 0; !e && i < MM_MARK_SECTORS; i++) {
         mm_mark_sector *s = &b.sectors[i];
-        if (sector_whole(c, s, slot, block * MM_MARK_SECTORS + i) || zero(s, sizeof *s)) continue;
+        uint32_t place = block * MM_MARK_SECTORS + i;
+        if (sector_whole(c, s, slot, place) || is_witness(c, s, slot, place) || zero(s, sizeof *s)) continue;
         memset(s, 0, sizeof *s);
         if (k.epoch) {
             *s = (mm_mark_sector){ .magic = MM_MARK_MAGIC, .epoch = k.epoch, .slot = slot, .place = block * MM_MARK_SECTORS + i,

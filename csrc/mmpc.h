@@ -73,6 +73,7 @@ typedef struct mm_result {
 #define MM_MAX_ID (UINT64_C(1) << 62)
 #define MM_ID_NONE UINT64_MAX
 
+typedef struct mm_carried mm_carried;
 typedef struct mm_config {
     int32_t control, table, log, ids, rts, marks, lock; /* descriptors; mm_attach takes them over, also when it fails */
     uint32_t merge_kind;   /* enum mm_merge_kind of the store's materializer */
@@ -84,6 +85,7 @@ typedef struct mm_config {
     uint64_t id_interval;  /* idgen_persist_interval; 0: MM_ID_INTERVAL */
     uint64_t discarded;    /* newest colour that `config` says is discarded, or 0 */
     mm_failpoints *failpoints; /* lives as long as the attachment; NULL: none */
+    const mm_carried *carried; /* of one that observes: bytes of the log that stand in private memory instead; for the call alone; NULL: none */
     uint8_t uuid[16];
     uint8_t boot_id[64];
 } mm_config;
@@ -209,11 +211,12 @@ typedef struct mm_snapshot_info {
 } mm_snapshot_info;
 /* The newest durable epoch in `marks`; MM_CORRUPT when blocks are there and none is whole. */
 int mm_marks_newest(const mm_config *c, uint64_t *epoch, mm_result *r);
-/* After a loss of power: the newest durable epoch, as marks and intents say (pairs: those of `config`, lo and hi); a mark that says it too, durable
- * on return.  Where none was lost: the newest mark is durable on return. */
-int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, uint64_t *epoch, mm_result *r);
-int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, mm_result *r);
-int mm_marks_settle(const mm_config *c, mm_result *r);
+/* The newest durable epoch, as marks and intents say (pairs: those of `config`, lo and hi); a mark that says it too, durable on return, with all that
+ * intents carry in its place in the log.  `this_boot`: no power was lost, so no intent counts that is newer than the newest witness: its sync had not ended.
+ * *carried, unless that is NULL: what is not in its place, for who must not put it there (NULL where there is nothing). */
+int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, int this_boot, uint64_t *epoch, mm_carried **carried, mm_result *r);
+int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, int this_boot, mm_result *r);
+void mm_carried_free(mm_carried *carried);
 /* Sectors of marks that a loss of power has torn are written again; for a recovery, while nobody is attached. */
 int mm_marks_mend(const mm_config *c, mm_result *r);
 /* What `config` says is gone: `discards` are pairs lo < colour <= hi; `cuts` are pairs epoch, segments: when the log was durable up to that epoch, all

@@ -165,6 +165,29 @@ int mm_os_sync(int fd)
 #endif
 }
 
+/* Linux writes back, and waits for, the pages of the range alone, and then makes durable what the file system must know to read them (vfs_fsync_range with
+ * datasync).  It tells of errors as a sync of the descriptor that was mapped does.  Elsewhere all of the file. */
+int mm_os_sync_range(int fd, const uint8_t *mapped, uint64_t from, uint64_t to)
+{
+#ifdef __linux__
+    if (MM_POINT_FAILS()) return EIO;
+    (void)fd;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), begin = from / page * page;
+    uint8_t *p = (uint8_t *)(uintptr_t)mapped + begin;
+#ifdef MMPC_DISK
+    uint64_t begun = mm_disk_sync(fd, 0);
+    int e = msync(p, to - begin, MS_SYNC) ? errno : 0;
+    if (!e && begun) mm_disk_synced(fd, begun, from, to);
+    return e;
+#else
+    return msync(p, to - begin, MS_SYNC) ? errno : 0;
+#endif
+#else
+    (void)mapped, (void)from, (void)to;
+    return mm_os_sync(fd);
+#endif
+}
+
 uint64_t mm_os_monotonic(void)
 {
     struct timespec t;
@@ -173,6 +196,12 @@ uint64_t mm_os_monotonic(void)
 }
 
 void mm_os_yield(void) { sched_yield(); }
+
+void mm_os_nap(uint64_t ns)
+{
+    struct timespec t = { (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) };
+    nanosleep(&t, NULL);
+}
 
 /* Waits are bounded, so a lost wake-up, or none at all where there is no futex, costs time and nothing else.  A futex is a 32-bit word;
  * the low half of a little-endian 64-bit one is its first. */

@@ -1,17 +1,27 @@
-/* promote.c - for who recovers from a loss of power: is there an intent that is newer than the newest mark, and is all there that it lists?  Then a mark is
+/* promote.c - for who recovers: is there an intent that is newer than the newest mark, and is all there that it lists?  Then a mark is
  * made that says so, before anything else is done; from there on a recovery knows of marks alone.
+ *
+ * First what intents carry is put into its place in the log (intent.c), that of all that may count, believed or not: the log is then as the kernel could have left it.  What a
+ * piece brings may be an intent too, so this is done until nothing new comes of it.
  *
  * Intents lie in leases that some mark on the disk lists (intent.c), so those are read.  The newest intent of which all holds is taken: who made an older one
  * had it durable before, or nobody was told.  One with a colour that was discarded, or not above the newest mark, is as if it were not there; so is one whose base
  * is above it: then these files are a copy, and what was written before the base may be missing.
- * Cut off anywhere, it is done again and finds the same, or, in a copy, a newer one: through the base, which is not overwritten; the log is only read.
+ * Cut off anywhere, it is done again and finds the same, or, in a copy, a newer one: through the base, which is not overwritten; to the log nothing is
+ * written but what stands in it already.
+ *
+ * Where no power was lost all is in its place, and an intent whose sync failed looks like one whose sync ended.  Then the newest witness says how far intents
+ * count.  A witness, or an intent, that knows of a newer durable epoch than is found proves that something is lost.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "internal.h"
 
-typedef struct place { uint64_t address, colour, base, lease, n; } place; /* of an intent; n: entries; lease: that it lies in */
+typedef struct place { /* of an intent */
+    uint64_t address, colour, base, lease; /* lease: that it lies in */
+    uint32_t n, pieces;                    /* that it lists; that it carries */
+} place;
 typedef struct listed { mm_lease_fill lease; uint64_t epoch; } listed;     /* by the mark of that epoch */
 
 typedef struct search {
@@ -22,7 +32,11 @@ typedef struct search {
     place *intents;
     uint64_t count, room, found, space;
     uint64_t epoch;                /* of the newest intent that holds, or 0 */
-    uint64_t stable;               /* newest durable epoch that an intent knows of */
+    uint64_t stable;               /* newest durable epoch that an intent, or a witness, knows of */
+    uint64_t witness;              /* newest one */
+    bool this_boot, changes;       /* changes: the log may be written to */
+    uint64_t put;                  /* pieces that were not in their place */
+    mm_carried *carried;           /* where that is said, or NULL */
     const uint64_t *discards;
     uint32_t pairs;
     place chosen;
@@ -45,6 +59,7 @@ static int take_mark(void *ctx, uint32_t block, const mm_mark *k, bool hidden)
 {
     search *s = ctx;
     if (hidden) return mm_corrupt(s->r, MM_FILE_MARKS, (uint64_t)block * MM_BLOCK); /* and is not written over */
+    if (k->witness > s->witness) s->witness = k->witness;
     if (k->epoch > s->newest.epoch) {
         s->newest = *k;
         s->block = block;
@@ -106,19 +121,52 @@ static bool discarded(const search *s, uint64_t colour)
     return false;
 }
 
+/* The entry of an intent's list, or the head of a piece: they need not be aligned. */
+static mm_lease_fill entry(const search *s, const place *p, uint32_t i)
+{
+    mm_lease_fill l;
+    memcpy(&l, s->m->log + p->address + MM_RECORD_HEADER + sizeof(mm_intent_header) + i * sizeof l, sizeof l);
+    return l;
+}
+
+static mm_piece piece(const uint8_t *at)
+{
+    mm_piece x;
+    memcpy(&x, at, sizeof x);
+    return x;
+}
+
+/* Its pieces are whole, and end where it ends. */
+static bool fits_payload(const search *s, const place *p, uint64_t length)
+{
+    const uint8_t *begin = s->m->log + p->address + MM_RECORD_HEADER;
+    uint64_t at = sizeof(mm_intent_header) + p->n * sizeof(mm_lease_fill);
+    for (uint32_t i = 0; i < p->pieces && at + sizeof(mm_piece) <= length; i++) {
+        mm_piece x = piece(begin + at);
+        uint32_t fill = x.entry < p->n ? entry(s, p, x.entry).fill : 0;
+        if (x.from < sizeof(mm_lease_header) || x.from > fill || (x.from | fill) % 8) return false;
+        at += sizeof x + (fill - x.from);
+        if (i + 1 == p->pieces) return at == length;
+    }
+    return p->pieces == 0 && at == length;
+}
+
 /* What the record at `at` says, if it is an intent that may count. */
 static int take_intent(search *s, uint64_t at, uint64_t lease)
 {
     const mm_record *rec = (const mm_record *)(s->m->log + at);
-    uint64_t colour = mm_record_colour(rec), length = mm_shape_length(rec->shape), n = (length - MM_INTENT_HEADER) / sizeof(mm_lease_fill), stable;
-    if (length < MM_INTENT_HEADER || n > MM_FILLS_MOST || discarded(s, colour)) return MM_OK;
-    memcpy(&stable, rec + 1, sizeof stable);
-    if (stable > s->stable) s->stable = stable;
-    if (colour <= s->newest.epoch || rec->version > s->newest.epoch) return MM_OK;
-    void *p = s->intents;
-    if (!fits(&p, s->found, &s->space, sizeof *s->intents)) return mm_os_failed(s->r, 12 /* ENOMEM */);
-    s->intents = p;
-    s->intents[s->found++] = (place){ at, colour, rec->version, lease, n };
+    uint64_t colour = mm_record_colour(rec), length = mm_shape_length(rec->shape);
+    mm_intent_header head;
+    if (length < sizeof head || discarded(s, colour)) return MM_OK;
+    memcpy(&head, rec + 1, sizeof head);
+    place p = { at, colour, rec->version, lease, head.listed, head.carried };
+    if (head.listed > MM_FILLS_MOST || head.carried > head.listed || !fits_payload(s, &p, length)) return MM_OK;
+    if (head.stable > s->stable) s->stable = head.stable;
+    if (colour <= s->newest.epoch) return MM_OK;
+    void *room = s->intents;
+    if (!fits(&room, s->found, &s->space, sizeof *s->intents)) return mm_os_failed(s->r, 12 /* ENOMEM */);
+    s->intents = room;
+    s->intents[s->found++] = p;
     return MM_OK;
 }
 
@@ -134,16 +182,75 @@ static int intents_of(search *s, const mm_lease_fill *l)
     return MM_OK;
 }
 
-static mm_lease_fill entry(const search *s, const place *p, uint64_t i)
+/* ---- putting pieces into their places ------------------------------------------------------------------------------------------------ */
+
+struct mm_carried { /* pieces, each its address and length and then its bytes, a multiple of 8 */
+    uint64_t used, room;
+    uint64_t words[];
+};
+
+void mm_carried_free(mm_carried *c) { free(c); }
+
+/* Says what is not in its place, for who keeps a log of his own. */
+static int carry_away(search *s, uint64_t address, const uint8_t *bytes, uint64_t n)
 {
-    mm_lease_fill l;
-    memcpy(&l, s->m->log + p->address + MM_RECORD_HEADER + MM_INTENT_HEADER + i * sizeof l, sizeof l);
-    return l;
+    mm_carried *c = s->carried;
+    uint64_t more = 2 + n / 8, used = c ? c->used : 0, room = c ? c->room : 0;
+    if (used + more > room) {
+        room = 2 * (used + more);
+        c = realloc(c, sizeof *c + room * sizeof *c->words);
+        if (!c) return mm_os_failed(s->r, 12 /* ENOMEM */);
+        s->carried = c;
+    }
+    c->room = room;
+    c->words[used] = address;
+    c->words[used + 1] = n;
+    memcpy(&c->words[used + 2], bytes, n);
+    c->used = used + more;
+    return MM_OK;
 }
+
+/* Who only looks has mapped the log privately. */
+static int put_piece(search *s, uint64_t address, const uint8_t *bytes, uint64_t n)
+{
+    if (!n || !memcmp(s->m->log + address, bytes, n)) return MM_OK;
+    s->put++;
+    int e = s->changes ? mm_os_write_at(s->m->config.log, bytes, n, address) : 0;
+    if (e) return mm_os_failed(s->r, e);
+    if (s->changes) return MM_OK;
+    memcpy(s->m->log + address, bytes, n);
+    return carry_away(s, address, bytes, n);
+}
+
+/* Where the lease is still what it was: else a mark that is newer covers what the intent said, or there is damage. */
+static int put_pieces(search *s, const place *p)
+{
+    const uint8_t *at = s->m->log + p->address + MM_RECORD_HEADER + sizeof(mm_intent_header) + p->n * sizeof(mm_lease_fill);
+    int rc = MM_OK;
+    for (uint32_t i = 0, seed; i < p->pieces && !rc; i++) {
+        mm_piece x = piece(at);
+        mm_lease_fill l = entry(s, p, x.entry);
+        at += sizeof x;
+        if (lease_end(s, &l, &seed) >= l.address + l.fill) rc = put_piece(s, l.address + x.from, at, l.fill - x.from);
+        at += l.fill - x.from;
+    }
+    return rc;
+}
+
+/* Inside a guard, by who has the log to himself.  It may have been cut since it was looked at. */
+void mm_carried_put(mm *m)
+{
+    const mm_carried *c = m->config.carried;
+    for (uint64_t i = 0; c && i < c->used; i += 2 + c->words[i + 1] / 8)
+        if (c->words[i] + c->words[i + 1] <= mm_os_size(m->config.log)) memcpy(m->log + c->words[i], &c->words[i + 2], c->words[i + 1]);
+}
+
+/* ---- which one counts ----------------------------------------------------------------------------------------------------------------- */
 
 static bool holds(const search *s, const place *p)
 {
-    for (uint64_t i = 0; i < p->n; i++) {
+    if (p->base > s->newest.epoch || (s->this_boot && p->colour > s->witness)) return false;
+    for (uint32_t i = 0; i < p->n; i++) {
         mm_lease_fill l = entry(s, p, i);
         if (!filled(s, &l)) return false;
     }
@@ -165,23 +272,38 @@ static void adopt(search *s, const place *p)
     s->newest.epoch = p->colour;
     for (uint64_t i = 0; i < s->count; i++)
         if (s->leases[i].epoch == p->base) require(&s->newest, &s->leases[i].lease);
-    for (uint64_t i = 0; i < p->n; i++) {
+    for (uint32_t i = 0; i < p->n; i++) {
         mm_lease_fill l = entry(s, p, i);
         require(&s->newest, &l);
     }
+}
+
+/* Ends where no more of them turn up, whatever they say. */
+static int look_for_intents(search *s)
+{
+    int rc = MM_OK;
+    uint64_t before;
+    do {
+        before = s->found;
+        s->found = s->put = 0;
+        for (uint64_t i = 0; !rc && i < s->count; i++)
+            if (!i || by_address(&s->leases[i - 1], &s->leases[i])) rc = intents_of(s, &s->leases[i].lease);
+        for (uint64_t i = 0; !rc && i < s->found; i++) rc = put_pieces(s, &s->intents[i]);
+    } while (!rc && s->put && s->found > before);
+    return rc;
 }
 
 static int find_intent(mm *m, void *ctx, mm_result *r)
 {
     search *s = ctx;
     int rc = mm_marks_each(&m->config, take_mark, s, r);
-    if (rc || !s->count) return rc;
-    qsort(s->leases, s->count, sizeof *s->leases, by_address);
-    for (uint64_t i = 0; !rc && i < s->count; i++)
-        if (!i || by_address(&s->leases[i - 1], &s->leases[i])) rc = intents_of(s, &s->leases[i].lease);
+    if (rc || (s->this_boot && s->witness <= s->newest.epoch)) return rc;
+    s->stable = s->witness;
+    if (s->count) qsort(s->leases, s->count, sizeof *s->leases, by_address);
+    rc = look_for_intents(s);
     if (rc) return rc;
     const place *best = NULL;
-    qsort(s->intents, s->found, sizeof *s->intents, newest_first);
+    if (s->found) qsort(s->intents, s->found, sizeof *s->intents, newest_first);
     for (uint64_t i = 0; i < s->found && !best; i++)
         if (holds(s, &s->intents[i])) best = &s->intents[i];
     if (best) {
@@ -200,7 +322,7 @@ static int with_log(const mm_config *c, mm_body *body, search *s, mm_result *r)
     m->config = *c;
     m->slot_index = MM_SLOTS;
     m->log_window = (mm_os_size(c->log) + MM_BLOCK) / MM_BLOCK * MM_BLOCK;
-    int e = mm_os_map(c->log, m->log_window, c->observes ? MM_MAP_READ : MM_MAP_SHARED, &m->log);
+    int e = mm_os_map(c->log, m->log_window, s->changes ? MM_MAP_SHARED : MM_MAP_PRIVATE, &m->log);
     if (e) {
         free(m);
         return mm_os_failed(r, e);
@@ -217,12 +339,14 @@ static int with_log(const mm_config *c, mm_body *body, search *s, mm_result *r)
     return rc;
 }
 
-/* The newest durable epoch, as marks and intents say. Changes nothing. */
-int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, uint64_t *epoch, mm_result *r)
+/* Changes nothing. */
+int mm_durable(const mm_config *c, const uint64_t *discards, uint32_t pairs, int this_boot, uint64_t *epoch, mm_carried **carried, mm_result *r)
 {
-    search s = { .discards = discards, .pairs = pairs };
+    search s = { .discards = discards, .pairs = pairs, .this_boot = this_boot != 0 };
     int rc = with_log(c, find_intent, &s, r);
     *epoch = s.newest.epoch;
+    if (carried && !rc) *carried = s.carried;
+    else mm_carried_free(s.carried);
     return rc;
 }
 
@@ -239,7 +363,7 @@ static int make_durable(const search *s)
 {
     uint64_t end = s->chosen.address + MM_BLOCK;
     int e = mm_log_rewrite(s->m, s->chosen.lease, (end + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK);
-    for (uint64_t i = 0; !e && i < s->chosen.n; i++) {
+    for (uint32_t i = 0; !e && i < s->chosen.n; i++) {
         mm_lease_fill l = entry(s, &s->chosen, i);
         e = mm_log_rewrite(s->m, l.address, l.address + (l.fill + MM_BLOCK - 1) / MM_BLOCK * MM_BLOCK);
     }
@@ -260,23 +384,9 @@ static int promote(mm *m, void *ctx, mm_result *r)
     return e ? mm_os_failed(r, e) : MM_OK;
 }
 
-/* The newest mark says all that is durable, and is durable itself, on return.  For who recovers alone after a loss of power. */
-int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, mm_result *r)
+/* The newest mark says all that is durable, and is durable itself, on return.  For who recovers alone. */
+int mm_promote(const mm_config *c, const uint64_t *discards, uint32_t pairs, int this_boot, mm_result *r)
 {
-    search s = { .discards = discards, .pairs = pairs };
+    search s = { .discards = discards, .pairs = pairs, .this_boot = this_boot != 0, .changes = true };
     return with_log(c, promote, &s, r);
-}
-
-static int settle_newest(mm *m, void *ctx, mm_result *r)
-{
-    search *s = ctx;
-    int rc = mm_marks_each(&m->config, take_mark, s, r), e = rc || !s->newest.epoch ? 0 : mm_mark_settle(&m->config, s->block);
-    return rc ? rc : e ? mm_os_failed(r, e) : MM_OK;
-}
-
-/* The newest mark is durable on return.  For who recovers where no power was lost: it says all that is. */
-int mm_marks_settle(const mm_config *c, mm_result *r)
-{
-    search s = { .pairs = 0 };
-    return with_log(c, settle_newest, &s, r);
 }

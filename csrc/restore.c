@@ -56,7 +56,7 @@ static int put(mm *m, restored *t, mm_result *r)
     mm_seal_record(rec, mm_checksum_payload(m->lease.seed, address, payload, length));
     if (!at_cas_acq_rel(head, &found, next)) return MM_CONFLICT;
     at_max_release(&m->g->max_pid, t->pid + 1);
-    at_store_relaxed(&rec->crc_commit, mm_committed((uint32_t)at_load_relaxed(&rec->crc_commit)));
+    at_store_release(&rec->crc_commit, mm_committed((uint32_t)at_load_relaxed(&rec->crc_commit))); /* release: who sees it, sees a whole record (intent.c) */
     at_fence_full(); /* commit word, then the LSN */
     r->key = (mm_key){ t->pid, next, mm_version_wts(t->version), at_load_acquire(&m->g->epoch) };
     at_max_release(&m->g->dirty, r->key.lsn);

@@ -42,6 +42,7 @@ bool mm_segment_unclaim(mm *m, uint64_t n, uint64_t *w, uint64_t owner)
     if (mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && memcmp(said, &none, sizeof none)) at_copy(said, &none, sizeof none);
     at_fence_full(); /* a flush that covers the epoch loaded now began its sync after the copy */
     mm_want_mark(m, at_load_acquire(&m->g->epoch)); /* an intent does not list it; also what another one cleared, and died */
+    at_fence_full(); /* who steps the epoch that is loaded now sees that a mark is wanted */
     at_max_release(&m->segments[n].written, at_load_acquire(&m->g->epoch)); /* before it is SEALED: rewrite.c */
     return mm_segment_step(m, n, w, MM_SEG_SEALED, owner); /* release: it is forgotten before anybody writes */
 }

@@ -10,16 +10,17 @@
  * somebody else in between would be lost.  Whoever opens the store first after such a death does it (mm_settle).  While others are attached the
  * flush of a newcomer stores to the pages and asks the file system as a whole (syncfs), which remembers its own error until it has told somebody.
  *
- * Which: those that may hold bytes stored since the last sync that succeeded, S (its epoch is `stable`, or a mark above that).
+ * Which: those that may hold bytes stored since the last sync of all of the log that succeeded, S.  Its epoch is `marked`, or above: a flush without a mark may have synced its
+ * author's pages alone, and what it carried is durable elsewhere (intent.c).
  *   - Whoever publishes holds a lease, announced in its slot before it is taken and until the next one is announced.  The slots, of the living
  *     and the dead, name the leases that are written to, also by an author who loaded a colour <= S and stored the commit word after S.
- *   - A lease that is no slot's any more was ended at an epoch that its segment has noted (`written`).  Below `stable`: it ended before the step
+ *   - A lease that is no slot's any more was ended at an epoch that its segment has noted (`written`).  Below `marked`: it ended before the step
  *     of S, and all that its owner stored lies before the sync.
  *   - A commit word is also stored by whoever helps, in anybody's lease, however old and late: it marks the segment for good before it does.
  *   - A segment header is written while its segment is PREPARING; it stays OPEN, or sealed with a lease of its own, or holds nothing.
  *   - The header of a run stays when the run is given back, and its other segments get one each: they say of which generation they are (run.c).
  *   - A retirement that is taken back leaves its segment SEALED, and raises `written`.  RETIRED ones are rewritten; the counter stands in the first block.
- * So a SEALED segment with `written` below `stable` and no slot's lease in it is on the disk, a FREE one holds nothing behind its first block; all others,
+ * So a SEALED segment with `written` below `marked` and no slot's lease in it is on the disk, a FREE one holds nothing behind its first block; all others,
  * and the first block of the log, are rewritten.
  * A recovery reads this from the `control` of the life that failed: it is of this boot, else the page cache is not what that life left.
  */
@@ -44,7 +45,7 @@ static bool is_free(const mm *m, uint64_t n)
 }
 
 /* Behind its first block, if it is free. */
-static bool on_disk(mm *m, uint64_t n, uint64_t stable)
+static bool on_disk(mm *m, uint64_t n, uint64_t marked)
 {
     uint64_t state = mm_segword_state(at_load_acquire(&m->segments[n].word));
     if (is_free(m, n)) return true;
@@ -53,7 +54,7 @@ static bool on_disk(mm *m, uint64_t n, uint64_t stable)
         uint64_t lease = at_load_acquire(&m->slots[i].lease), last = at_load_acquire(&m->slots[i].last_lease);
         if ((lease && lease >> m->segment_shift == n) || (last && last >> m->segment_shift == n)) return false;
     }
-    return at_load_acquire(&m->segments[n].written) < stable; /* after the leases: it is raised before one leaves its slot (model: written.pml) */
+    return at_load_acquire(&m->segments[n].written) < marked; /* after the leases: it is raised before one leaves its slot (model: written.pml) */
 }
 
 /* The bytes of a run that is no hole, from *at on, before `stop`: false when there is none. */
@@ -78,22 +79,22 @@ static void touch(at_word *w)
 
 /* Bytes from the beginning of segment n that may not be on the disk.  Of a free one the header of a run, no more: what another says was durable before it
  * was free, and a store beside a hole may need room.  The log begins with a counter that each retirement raises. */
-static uint64_t doubtful(mm *m, uint64_t n, uint64_t stable)
+static uint64_t doubtful(mm *m, uint64_t n, uint64_t marked)
 {
     mm_run_header h;
-    if (!on_disk(m, n, stable)) return m->segment_size;
+    if (!on_disk(m, n, marked)) return m->segment_size;
     bool header = is_free(m, n) && mm_log_reaches(m, (n << m->segment_shift) + MM_BLOCK) && mm_run_look(m, n, &h);
     return header || n == 0 ? MM_BLOCK : 0;
 }
 
 void mm_dirty_again(mm *m)
 {
-    uint64_t stable = at_load_acquire(&m->g->stable), size = at_load_acquire(&m->g->log_size);
+    uint64_t marked = at_load_acquire(&m->g->marked), size = at_load_acquire(&m->g->log_size);
     for (uint64_t n = 0; n << m->segment_shift < size; n++) {
         uint64_t begin = n << m->segment_shift, stop, at, end = begin;
         mm_result ignored;
         if (!mm_segment_of(m, begin, &ignored)) continue;
-        stop = begin + doubtful(m, n, stable);
+        stop = begin + doubtful(m, n, marked);
         if (stop > size) stop = size;
         if (stop <= begin || !mm_log_reaches(m, stop)) continue;
         while (next_run(m, &at, &end, stop))
@@ -141,7 +142,7 @@ static int rewrite_segments(mm *m)
 {
     const mm_identity *id = (const mm_identity *)m->control;
     bool known = id && id->layout_version == MM_LAYOUT_VERSION && id->fingerprint == mm_layout_fingerprint();
-    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK, stable = known ? at_load_relaxed(&m->g->stable) : 0;
+    uint64_t size = mm_os_size(m->config.log) / MM_BLOCK * MM_BLOCK, marked = known ? at_load_relaxed(&m->g->marked) : 0;
     uint64_t entries = known ? (mm_os_size(m->config.control) - MM_CONTROL_SEGMENTS) / sizeof(mm_segment) : 0;
     void *chunk;
     if (known && !suspected(m)) return 0;
@@ -149,7 +150,7 @@ static int rewrite_segments(mm *m)
     if (e) return e;
     for (uint64_t n = 0; !e && n << m->segment_shift < size; n++) {
         uint64_t begin = n << m->segment_shift, stop = begin + m->segment_size < size ? begin + m->segment_size : size;
-        if (known && n < entries && on_disk(m, n, stable)) stop = n == 0 || is_free(m, n) ? begin + MM_BLOCK : begin;
+        if (known && n < entries && on_disk(m, n, marked)) stop = n == 0 || is_free(m, n) ? begin + MM_BLOCK : begin;
         e = rewrite(m, begin, stop < size ? stop : size, chunk);
     }
     free(chunk);

@@ -329,7 +329,9 @@ static void release(mm *m, uint64_t n, uint64_t generation)
         empty_segment(m, n, generation, salt, true, count == 1);
     }
     at_fence_full(); /* the headers, then the epoch: its header says of which generation they are until theirs are durable */
-    at_store_relaxed(&m->segments[n].since, at_load_acquire(&m->g->epoch));
+    uint64_t since = at_load_acquire(&m->g->epoch);
+    at_store_relaxed(&m->segments[n].since, since);
+    mm_want_mark(m, since); /* or it would wait for one */
     w = at_load_acquire(&m->segments[n].word);
     if (mm_segword_state(w) == MM_SEG_PUNCHING) mm_segment_step(m, n, &w, MM_SEG_HOLE, 0);
 }

@@ -650,7 +650,8 @@ static void note_snapshot(scan *s)
 static int scan_all(mm *m, void *args, mm_result *r)
 {
     scan *s = args;
-    (void)m, (void)r;
+    (void)r;
+    mm_carried_put(m);
     int rc = prepare_scan(s);
     for (uint64_t i = 0; !rc && i < s->segments; i++) look_for_run(s, i);
     for (uint64_t i = 0; !rc && i < s->segments; i++) adopt_segment(s, i);

@@ -1,8 +1,8 @@
 """backup: a copy of a store that others write to, which opens as a state that was.
 
-The state is cut(E), E the newest mark: every committed record with a colour up to E, which is closed (csrc/flush.c).
-The copy has no `control`, so its first open is a recovery, and what it finds beyond E it discards, as after a power
-loss at the moment of the mark. So this module has three things to see to (docs/design.md, Backup):
+The state is cut(E), E a mark made for it, or later: every committed record with a colour up to E, which is closed
+(csrc/flush.c). The copy has no `control`, so its first open is a recovery, and what it finds beyond E it discards, as
+after a power loss at the moment of the mark. So this module has three things to see to (docs/design.md, Backup):
 
 * That all of cut(E) is in the copy. A pin comes first, then a flush with E at or above it. What is retired from then on
   is not used again while the pin stands; what was retired before, nothing in cut(E) needs. Copying begins after the
@@ -23,8 +23,7 @@ import time
 
 from . import _files, errors, failpoints
 from ._extent import Run, run_at
-from ._findings import Findings
-from ._lasting import Config, Marks, parse_config, read_marks
+from ._lasting import Config, Marks, newest_complete, parse_config
 from ._layout import (
     BLOCK,
     CONTROL_SEGMENTS,
@@ -181,11 +180,12 @@ def _copy(mm: Any, path: str, dest: str, report: Backup, progress: Progress) -> 
         _write(os.path.join(dest, _BEGUN), lasting)
         r, advanced = ffi.new("mm_result *"), ffi.new("uint64_t *")
         _must(lib.mm_flush(mm, epoch[0], advanced, r), r)
+        _must(lib.mm_flush_to_marks(mm, r), r)
         with _files.Descriptors() as files:
             for name in ("log", "marks", "control"):
                 files.fds[name] = _files.open_file(os.path.join(path, name))
             files.fds["copy"] = _files.create_file(os.path.join(dest, "log.new"))
-            marks = _newest(files.get("marks"), config)
+            marks = _newest(files.get("marks"), config, int(epoch[0]))
             copy = _Copy(files, config, marks, progress)
             copy.run()
             os.fsync(files.get("copy"))
@@ -235,15 +235,14 @@ def _put(fd: int, data: memoryview, at: int) -> None:
         data, at = data[n:], at + n
 
 
-def _newest(fd: int, config: Config) -> Marks:
-    """The newest mark, with all that it lists: a mark that is just being written is read again."""
+def _newest(fd: int, config: Config, pinned: int) -> Marks:
+    """A mark at or above the pin, with all that it lists: one that is just being written is read again."""
     for _ in range(1000):
-        findings = Findings()
-        marks = read_marks(fd, config.uuid, findings)
-        if marks.complete:
+        marks = newest_complete(fd, config.uuid)
+        if marks is not None and marks.durable >= pinned:
             return marks
         time.sleep(0.001)
-    raise errors.CorruptionError("no mark in 'marks' is whole", file="marks", offset=0)
+    raise errors.CorruptionError("no mark in 'marks' is whole that was made just now", file="marks", offset=0)
 
 
 class _Copy:

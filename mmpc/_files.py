@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LASTING = ("config", "log", "marks", "lock", "open.lock")
 VOLATILE = ("control", "table", "ids", "rts")
 METRICS = "metrics"  # volatile too, but nothing depends on it: made when it can be, used where it fits
-FORMAT = 4
+FORMAT = 5
 MARKS_SIZE = 8 << 20  # of `marks`, from its creation on
 SLOTS = 1024
 SLOTS_READY = 16  # their blocks of `marks` are allocated at creation

@@ -26,6 +26,7 @@ from ._layout import (
     SNAPSHOT_ENTRY,
     SNAPSHOT_HEADER,
     SNAPSHOT_MAGIC,
+    WITNESS_MAGIC,
     crc,
     crc_word,
     words,
@@ -120,10 +121,22 @@ def mended_config(data: bytes) -> Config | None:
 class Marks:
     """The newest mark: its epoch D (0: none), and the leases that it lists, with their fills."""
 
-    __slots__ = ("discarded", "durable", "hidden", "leases", "named", "retirements", "sectors", "segments", "whole")
+    __slots__ = (
+        "discarded",
+        "durable",
+        "hidden",
+        "leases",
+        "named",
+        "retirements",
+        "sectors",
+        "segments",
+        "whole",
+        "witness",
+    )
 
     def __init__(self) -> None:
         self.durable = 0
+        self.witness = 0  # the largest epoch that a witness says was durable, by what stands in the log
         self.leases: list[tuple[int, int, int]] = []  # address, fill, generation of its segment
         self.named: set[tuple[int, int]] = set()  # address and generation of the leases that any mark lists
         self.retirements = 0  # of segments, ever
@@ -150,6 +163,17 @@ def read_marks(fd: int, uuid: bytes, findings: Findings) -> Marks:
     return marks
 
 
+def newest_complete(fd: int, uuid: bytes) -> Marks | None:
+    """The newest mark of which every sector is whole. A witness may stand in one of a newer mark."""
+    found, seed = Marks(), crc(uuid)
+    for at in _blocks_with_data(fd, min(os.fstat(fd).st_size, MARKS_SIZE)):
+        one = Marks()
+        _judge_block(fd, at, seed, one, Findings())
+        if one.complete and one.durable > found.durable:
+            found = one
+    return found if found.durable else None
+
+
 def _blocks_with_data(fd: int, size: int) -> Iterator[int]:
     at = 0
     while at < size:
@@ -163,34 +187,18 @@ def _blocks_with_data(fd: int, size: int) -> Iterator[int]:
 
 
 def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) -> None:
-    bad, epochs = [], []
-    for i in range(MARK_SECTORS):
-        place = at + i * SECTOR
-        found, data = None, b""
-        for _ in range(3):  # a writer may be at it
-            try:
-                data = os.pread(fd, SECTOR, place)
-            except OSError as e:
-                findings.damage("marks", place, f"cannot be read: {e.strerror}")
-                break
-            found = _sector(data, place, seed)
-            if found is not None or not any(data):
-                break
-        if found is None:
-            if any(data):
-                bad.append(place)
-            continue
-        epoch, (segments, retirements, discarded), leases = found
-        epochs.append(epoch)
-        marks.whole += 1
-        marks.named.update((address, generation) for address, _fill, generation in leases)
-        if epoch > marks.durable:
-            marks.durable, marks.segments, marks.discarded, marks.leases = epoch, segments, discarded, []
-            marks.retirements, marks.sectors = retirements, 0
-        if epoch == marks.durable:
-            marks.sectors += 1
-            marks.leases += leases
-    if bad and not epochs and len(bad) == MARK_SECTORS:
+    bad, others = [], 0  # others: those that are whole, and those that were never written to
+    for place in range(at, at + BLOCK, SECTOR):
+        found, data = _read_sector(fd, place, seed, findings)
+        if found is None and any(data):
+            bad.append(place)
+        elif found is not None and found.witness:  # what the mark said in this place is not known
+            marks.witness = max(marks.witness, found.epoch)
+        else:
+            others += 1
+            if found is not None:
+                _count_sector(found, marks)
+    if bad and not others:
         marks.hidden = True
         findings.damage("marks", at, "no sector of this block is whole: what its mark said is lost")
     else:
@@ -198,18 +206,51 @@ def _judge_block(fd: int, at: int, seed: int, marks: Marks, findings: Findings) 
             findings.warn("marks", place, "this sector of a mark is damaged; it is not the only one")
 
 
-def _sector(data: bytes, place: int, seed: int) -> tuple[int, tuple[int, int, int], list[tuple[int, int, int]]] | None:
+class _Sector:
+    """A whole sector of `marks`, of a mark or a witness."""
+
+    __slots__ = ("epoch", "leases", "says", "witness")
+
+    def __init__(self, witness: bool, epoch: int, says: list[int], leases: list[tuple[int, int, int]]) -> None:
+        self.witness, self.epoch, self.says, self.leases = witness, epoch, says, leases
+
+
+def _read_sector(fd: int, place: int, seed: int, findings: Findings) -> tuple[_Sector | None, bytes]:
+    """What a sector says, if it is whole, and its bytes."""
+    found, data = None, b""
+    for _ in range(3):  # a writer may be at it
+        try:
+            data = os.pread(fd, SECTOR, place)
+        except OSError as e:
+            findings.damage("marks", place, f"cannot be read: {e.strerror}")
+            break
+        found = _sector(data, place, seed)
+        if found is not None or not any(data):
+            break
+    return found, data
+
+
+def _sector(data: bytes, place: int, seed: int) -> _Sector | None:
     if len(data) < SECTOR:
         return None
     magic, sum_, count, epoch, slot, own, *says = MARK_SECTOR.unpack_from(data)
-    if magic != MARK_MAGIC or count > SECTOR_LEASES or slot >= SLOTS or sum_ != crc(data[12:], seed):
+    if magic not in (MARK_MAGIC, WITNESS_MAGIC) or count > SECTOR_LEASES or slot >= SLOTS:
         return None
-    if slot * 2 * MARK_SECTORS + own != place // SECTOR:
+    if sum_ != crc(data[12:], seed) or slot * 2 * MARK_SECTORS + own != place // SECTOR:
         return None
-    segments, retirements, discarded = says
     leases = MARK_LEASE.iter_unpack(data[MARK_SECTOR.size : MARK_SECTOR.size + MARK_LEASE.size * count])
-    named = [(address, fill, generation) for address, fill, generation in leases]
-    return epoch, (segments, retirements, discarded), named
+    return _Sector(magic == WITNESS_MAGIC, epoch, says, [(address, fill, of) for address, fill, of in leases])
+
+
+def _count_sector(sector: _Sector, marks: Marks) -> None:
+    marks.whole += 1
+    marks.named.update((address, generation) for address, _fill, generation in sector.leases)
+    if sector.epoch > marks.durable:
+        marks.durable, marks.leases, marks.sectors = sector.epoch, [], 0
+        marks.segments, marks.retirements, marks.discarded = sector.says
+    if sector.epoch == marks.durable:
+        marks.sectors += 1
+        marks.leases += sector.leases
 
 
 # ---- snapshots

@@ -13,8 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FORMAT = 4
-LAYOUT_VERSION = 4
+FORMAT = 5
+LAYOUT_VERSION = 5
 BLOCK = 4096
 SECTOR = 512
 SLOTS = 1024
@@ -55,6 +55,10 @@ RETIREMENTS_AT = 256  # in the log: a word, how many segments were ever retired
 MARK_SECTOR = Struct("<8sIIQIIIIQ")
 MARK_LEASE = Struct("<QII")  # address, fill, generation
 MARK_MAGIC = b"MMPCmark"
+WITNESS_MAGIC = b"MMPCwtns"  # of a sector that says no more than that its epoch was durable
+INTENT_HEADER = Struct("<QII")  # stable, listed, carried; then so many MARK_LEASEs, then so many PIECEs
+INTENT_LEASES = 64  # that one lists, at most
+PIECE = Struct("<II")  # which of the leases (0: the first), from; then the bytes of it from there to its fill
 
 # magic, crc, format, a, b, salt, segments, pages, log_size, log_taken, segment_shift, chunks_crc, created
 SNAPSHOT_HEADER = Struct("<8sIIQQQQQQQIIQ")
@@ -184,6 +188,39 @@ def sane(shape: int, version: int, prev: int) -> str | None:
     if (depth > 1 and prev != 0) != (kind == DELTA) or depth == 0 or (depth == 1 and prev != 0):
         return f"depth {depth} and predecessor {prev} do not fit kind {kind}"
     return None
+
+
+class Intent:
+    """What an INTENT says: which epoch was durable then, which leases were written to, what it carries of them."""
+
+    __slots__ = ("fills", "pieces", "stable")
+
+    def __init__(self, stable: int, fills: list[tuple[int, int, int]], pieces: list[tuple[int, int, bytes]]) -> None:
+        self.stable = stable
+        self.fills = fills  # address, fill, generation, as marks list them
+        self.pieces = pieces  # of which of them, from where in it, the bytes
+
+
+def intent_of(payload: bytes) -> Intent | None:
+    """What the payload of an INTENT says. None: it cannot be one, so it counts for nothing."""
+    if len(payload) < INTENT_HEADER.size:
+        return None
+    stable, listed, carried = INTENT_HEADER.unpack_from(payload)
+    at, pieces = INTENT_HEADER.size + MARK_LEASE.size * listed, []
+    if listed > INTENT_LEASES or at > len(payload):
+        return None
+    fills = [(a, n, g) for a, n, g in MARK_LEASE.iter_unpack(payload[INTENT_HEADER.size : at])]
+    for _ in range(carried):  # each takes bytes of the payload: it ends, whatever the number says
+        if at + PIECE.size > len(payload):
+            return None
+        index, start = PIECE.unpack_from(payload, at)
+        at += PIECE.size
+        fill = fills[index][1] if index < listed else 0
+        if not LEASE_HEADER.size <= start <= fill or start % 8 or fill % 8 or at + fill - start > len(payload):
+            return None
+        pieces.append((index, start, payload[at : at + fill - start]))
+        at += fill - start
+    return Intent(stable, fills, pieces) if at == len(payload) else None
 
 
 def words(data: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from ._compression import decompressed
 from ._extent import Extent, Run, run_at
@@ -46,6 +46,7 @@ from ._layout import (
     crc,
     crc_word,
     inner_of,
+    intent_of,
     sane,
     span_of,
 )
@@ -53,9 +54,11 @@ from ._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ._lasting import Config
+
+    Piece = tuple[int, bytes]  # where it belongs in the log, and the bytes
 
 SCRATCH, COMMITTED, PART = 0, 1, 2  # standing of a whole record: no commit word; commits; inside a group
 
@@ -186,6 +189,38 @@ def retirements(data: bytes, number: int, uuid: bytes) -> list[Segment]:
     return found
 
 
+# ---- bytes that are not in their place: in order, and none of them touches the next
+
+
+def _end(piece: Piece) -> int:
+    return piece[0] + len(piece[1])
+
+
+def lay(pieces: list[Piece], at: int, data: bytes) -> None:
+    """Adds one, over what is there. Those that it touches become one with it: intents carry what follows upon what
+    earlier ones carried, so there are few, however many intents there are.
+    """
+    low = bisect_left(pieces, at, key=_end)
+    high = bisect_right(pieces, at + len(data), key=lambda piece: piece[0])
+    if low < high:
+        (first, before), (last, behind) = pieces[low], pieces[high - 1]
+        data = before[: max(0, at - first)] + data + behind[max(0, at + len(data) - last) :]
+        at = min(at, first)
+    pieces[low:high] = [(at, data)]
+
+
+def in_place(pieces: Sequence[Piece], at: int, data: bytes) -> bytes:
+    """The bytes that were read at `at`, with the pieces in their places."""
+    low, end = bisect_right(pieces, at, key=_end), at + len(data)
+    if low == len(pieces) or pieces[low][0] >= end:
+        return data
+    patched = bytearray(data)
+    for start, piece in pieces[low : bisect_left(pieces, end, key=lambda piece: piece[0])]:
+        a, b = max(start, at), min(start + len(piece), end)
+        patched[a - at : b - at] = piece[a - start : b - start]
+    return bytes(patched)
+
+
 class Log:
     """Everything that is whole in the log, in order of address.
 
@@ -193,6 +228,9 @@ class Log:
     not above `limit`. Above `limit` a loss of power leaves what it likes: a commit word whose group is not there, a
     record whose predecessor is not. `newest` and `newest_durable` give for each page the index of the newest record
     that counts; not above `durable` for the second. A lease counts that holds a record that counts.
+
+    `pieces`: bytes that a loss of power kept from their places, as intents carry them; they are read as if they were
+    there.
 
     `broken`: segments whose header is neither whole nor zero. That is damage only where something must be there, as
     `missed` says: else it is the header of a segment that was being opened, and what recovers calls the segment free.
@@ -205,8 +243,10 @@ class Log:
         durable: int,
         limit: int,
         findings: Findings,
+        pieces: Sequence[Piece] = (),
     ) -> None:
         self.fd, self.uuid, self.shift, self.discards = fd, config.uuid, config.shift, config.discards
+        self.pieces = pieces
         self.durable, self.limit, self.findings = durable, limit, findings
         self.native = config.materializer.startswith("mmpc.")
         self.size = os.fstat(fd).st_size
@@ -234,7 +274,7 @@ class Log:
         """Bytes of the log; fewer at its end, none at an address that no file has: it may come from bytes that were
         written over since their checksum was looked at. What the device cannot read is damage, and reads as nothing.
         """
-        parts = []
+        parts, begin = [], at
         while n > 0 and at <= ADDRESS_MASK << 3:
             try:
                 part = os.pread(self.fd, min(n, 1 << 30), at)
@@ -245,7 +285,8 @@ class Log:
                 break
             parts.append(part)
             at, n = at + len(part), n - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return in_place(self.pieces, begin, data) if self.pieces else data
 
     def scan(self, progress: Callable[[int], None]) -> None:
         """Reads all of it."""
@@ -347,8 +388,9 @@ class Log:
             flags |= shape
             page = page_colour & PAGE_MASK
             if shape >> 40 & 7 == INTENT:  # of no page
-                if commit and not self._discarded(colour_of(page_colour, prev_colour)):
-                    self.later[base + at] = int.from_bytes(data[at + 40 : at + 48], "little")
+                intent = intent_of(data[at + 40 : at + 40 + (shape & MASK32)]) if commit else None
+                if intent is not None and not self._discarded(colour_of(page_colour, prev_colour)):
+                    self.later[base + at] = intent.stable
                 at, inner, inner_page = stop, 0, -1
                 continue
             if shape & INNER:

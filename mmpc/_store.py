@@ -233,7 +233,7 @@ def _attach(config: Config, options: Options, locked: bool = False) -> Attachmen
             return None
         if rc:
             raise _failed(rc, r)
-        if lib.mm_suspected(c) and not _settled(c, locked):
+        if lib.mm_suspected(c) and not _settled(config, c, locked):
             return None
         files.taken()
         mm = lib.mm_attach(c, status, r)
@@ -249,8 +249,9 @@ def _attach(config: Config, options: Options, locked: bool = False) -> Attachmen
     return attachment
 
 
-def _settled(c: Any, locked: bool) -> bool:
+def _settled(config: Config, c: Any, locked: bool) -> bool:
     """The first to come after a process died in a sync writes again what the kernel may call clean and has not written.
+    It may have forgotten such pages, too: what intents carry of them is put there before.
     False: the slow path is to do it.  While others are attached their flushes take care of it.
     """
     if lib.mm_lock_range(c.lock, 0, _files.SLOTS) != errors.OK:
@@ -258,6 +259,7 @@ def _settled(c: Any, locked: bool) -> bool:
     try:
         if locked:
             r = ffi.new("mm_result *")
+            must(lib.mm_promote(c, *_pairs(config), True, r), r)
             must(lib.mm_settle(c, r), r)
         return locked
     finally:
@@ -418,7 +420,8 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
         trusted = rc == errors.MISMATCH and r.offset != 0
         failed = rc == errors.MISMATCH and r.file == errors.MISMATCH_FAILED
         known, newest = _recovery.known_stable(c.control, config.uuid), ffi.new("uint64_t *")
-        if not trusted and lib.mm_durable(c, *_pairs(config), newest, r) == errors.OK and newest[0] < known:
+        rc = errors.OK if trusted else lib.mm_durable(c, *_pairs(config), failed, newest, ffi.NULL, r)
+        if not trusted and rc == errors.OK and newest[0] < known:
             raise errors.CorruptionError(
                 f"'control' knows that epoch {known} was durable, the marks and the log say {newest[0]}: 'marks' is "
                 "older than it was (if it was put back on purpose, remove 'control')",
@@ -426,21 +429,18 @@ def _limit(config: Config, options: Options, files: Descriptors) -> _Limit | Non
                 offset=0,
             )
         if not files.reading:
+            _exclude_others(files.get("lock"), options.path)  # before it is made impossible to attach
             must(lib.mm_identity_clear(c, r), r)
         return _Limit(durable_only=not trusted, this_boot=trusted or failed)
 
 
 def _marks_say_all(config: Config, options: Options, files: Descriptors, limit: _Limit) -> None:
-    """What is durable, a mark says durably: a recovery goes by marks alone.
+    """What is durable, a mark says durably, and all of it is in its place: a recovery goes by marks alone.
 
-    On the same boot the marks of flushes that needed no sync of theirs are in the page cache, and are written again;
-    after another one the log has to be asked for what flushes said there (csrc/intent.c).
+    What flushes said elsewhere, in the log (csrc/intent.c) or in marks that they did not sync, is looked for.
     """
     r, c = ffi.new("mm_result *"), _core_config(config, options, files)
-    if limit.this_boot:
-        must(lib.mm_marks_settle(c, r), r)
-    else:
-        must(lib.mm_promote(c, *_pairs(config), r), r)
+    must(lib.mm_promote(c, *_pairs(config), limit.this_boot, r), r)
 
 
 def _pairs(config: Config) -> tuple[Any, int]:

@@ -132,7 +132,7 @@ def _same(fd: int | None, identity: tuple[int, ...]) -> bool:
 
 
 def judge_control(control: Control, log: Log, durable: Callable[[], int], findings: Findings) -> None:
-    """The globals, the segment table and the slots against the log. `durable` reads the newest mark.
+    """The globals, the segment table and the slots against the log. `durable` reads what marks and log say of that.
 
     Others may run: each word is read before the one that bounds it.
     """

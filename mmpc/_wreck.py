@@ -39,7 +39,9 @@ from ._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from ._log import Piece
 
 _EVERY_COLOUR = 2**64 - 1
 _SOMETHING = re.compile(rb"[^\0]")
@@ -57,8 +59,10 @@ class Spot:
 class Wreck(Log):
     """All that is whole in a log, wherever it lies; `spots`: the damage that was read past."""
 
-    def __init__(self, fd: int, control: int | None, config: Config, findings: Findings) -> None:
-        super().__init__(fd, config, _EVERY_COLOUR, _EVERY_COLOUR, findings)
+    def __init__(
+        self, fd: int, control: int | None, config: Config, findings: Findings, pieces: Sequence[Piece] = ()
+    ) -> None:
+        super().__init__(fd, config, _EVERY_COLOUR, _EVERY_COLOUR, findings, pieces)
         self.control = control
         self.spots: list[Spot] = []
         self.lost_segments: list[int] = []

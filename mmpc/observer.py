@@ -226,7 +226,10 @@ def _alone(config: _files.Config, options: _store.Options) -> _store.Attachment 
             files.fds[name] = os.memfd_create(f"mmpc-{name}", os.MFD_CLOEXEC)
         c = _store._core_config(config, options, files)
         c.observes = lib.MM_OBSERVE_ALONE
-        _recovery.must(lib.mm_durable(c, *_store._pairs(config), newest, r), r)
+        carried = ffi.new("mm_carried **")
+        _recovery.must(lib.mm_durable(c, *_store._pairs(config), limit.this_boot, newest, carried, r), r)
+        kept = ffi.gc(carried[0], lib.mm_carried_free)
+        c.carried = kept
         found = _recovery.Found(c, config, options.path, int(newest[0]), limit.durable_only, alone=True)
         _recovery.must(lib.mm_set_epoch(c, found.rebuild(), found.durable, r), r)
         return _mapped(c, files)

@@ -154,14 +154,14 @@ class _Found:
         check = Check(files, None)
         check.run(config)
         result.before = check.report()
-        self.log = Wreck(files.fds["log"], files.fds.get("control"), config, Findings()) if "log" in files.fds else None
+        self.log: Wreck | None = None
         self.pages: dict[int, list[int]] = {}  # indices of committed records that count
         self.gone: dict[int, tuple[int, int]] = {}  # page: version (0: not known) and address of a damaged record
         self.known: set[int] = set()
-        if self.log is None:
+        if "log" not in files.fds:
             result.state = "nothing"
             return
-        log = self.log
+        log = self.log = Wreck(files.fds["log"], files.fds.get("control"), config, Findings(), check.pieces)
         log.scan(lambda done: progress(done, log.size) if progress is not None else None)
         certain = not any(p.file == "marks" for p in check.findings.problems if p.severity == "damage")
         limit = check.marks.durable if certain and not check.same_boot else 2**64 - 1

@@ -31,6 +31,7 @@ from ._layout import (
     RECORD,
     RETIREMENTS_AT,
     SEGMENT_MAGIC,
+    WITNESS_MAGIC,
 )
 from ._log import Lease, Log, Record
 
@@ -38,6 +39,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from ._log import Piece
 
     Progress = Callable[[int, int], None]
 
@@ -192,6 +195,13 @@ class Files:
     def size(self, name: str) -> int:
         return os.fstat(self.fds[name]).st_size if name in self.fds else 0
 
+    def log(self, at: int, n: int) -> bytes:
+        """Bytes of the log as they lie there. What the device cannot read is for who reads all of it to tell of."""
+        try:
+            return os.pread(self.fds["log"], n, at)
+        except OSError:
+            return b""
+
     def __enter__(self) -> Files:
         return self
 
@@ -234,10 +244,10 @@ def find_config(files: Files, findings: Findings) -> Config:
 
 
 def looks_like_a_store(files: Files) -> bool:
-    """Whether the log, or a mark, begins as ours do."""
+    """Whether the log, or a mark, or the witness in its place, begins as ours do."""
     log, marks = files.fds.get("log"), files.fds.get("marks")
     return (log is not None and os.pread(log, 8, 0) == SEGMENT_MAGIC) or (
-        marks is not None and os.pread(marks, 8, 0) == MARK_MAGIC
+        marks is not None and os.pread(marks, 8, 0) in (MARK_MAGIC, WITNESS_MAGIC)
     )
 
 
@@ -250,6 +260,7 @@ class Check:
         self.config: Config | None = None
         self.marks = Marks()
         self.log: Log | None = None
+        self.pieces: list[Piece] = []  # bytes of the log that only an intent has
         self.snapshots: list[Snapshot] = []
         self.same_boot = False
         self.control: _volatile.Control | None = None
@@ -275,10 +286,12 @@ class Check:
             return
         control = self.control = _volatile.read_control(files.fds, config.uuid, _files.boot_id(), findings)
         self.same_boot = control.of_this_boot
-        if not control.of_this_boot:
-            self._read_intents(self.marks)
-        limit = _EVERY_TIME if control.of_this_boot and not control.failed else self.marks.durable
-        log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings)
+        carried, live = self._read_intents(self.marks), control.of_this_boot and not control.failed
+        if not live:  # else all is in its place, and who uses a segment again may have written there since
+            self.pieces = carried
+            self._tell_of_pieces()
+        limit = _EVERY_TIME if live else self.marks.durable
+        log = self.log = Log(files.fds["log"], config, self.marks.durable, limit, findings, self.pieces)
         log.scan(self._tell)
         if log.flags & COMPRESSED and not config.compressed:
             said = "it does not say that there may be compressed records, and there are"
@@ -299,17 +312,35 @@ class Check:
             return Marks()
         return read_marks(self.files.fds["marks"], self.config.uuid, findings)
 
-    def _read_intents(self, marks: Marks) -> None:
-        """After a loss of power a recovery asks the log, too, what was durable."""
-        if "log" in self.files.fds and self.config is not None:
-            Intents(self.config, marks, lambda at, n: os.pread(self.files.fds["log"], n, at)).promote()
+    def _read_intents(self, marks: Marks) -> list[Piece]:
+        """What the log itself says was durable: after a loss of power all of it counts, before one what a witness bears
+        out. Returns what flushes carried that is not in its place.
+        """
+        if "log" not in self.files.fds or self.config is None:
+            return []
+        intents = Intents(self.config, marks, self.files.log, self.same_boot)
+        intents.promote()
+        return intents.pieces
+
+    def _tell_of_pieces(self) -> None:
+        """A page that was not written before the power was lost, or is damaged since: nobody can tell."""
+        n = sum(len(data) for _at, data in self.pieces)
+        if n:
+            said = f"{n} bytes are not in their place, and flushes carry them: the next open puts them there"
+            self.findings.warn("log", self.pieces[0][0], said)
 
     def _durable_now(self) -> int:
-        """As the marks, and the log after a loss of power, say now."""
-        marks = self._read_marks(Findings())
-        if not self.same_boot:
+        """As the marks and the log say now. Who makes a mark between the two may use again what an older intent lists:
+        where a witness knows of more than both, they are read once more.
+        """
+        durable = 0
+        for _ in range(3):
+            marks = self._read_marks(Findings())
             self._read_intents(marks)
-        return marks.durable
+            durable = marks.durable
+            if marks.witness <= durable:
+                break
+        return durable
 
     def _directory(self) -> None:
         for name, why in self.files.missing.items():
@@ -391,6 +422,8 @@ class Check:
         known += [(lease.stable, f"the lease at {a}") for a, lease in log.leases.items() if lease.stable > durable]
         known += [(epoch, f"what stands in the log at {a}") for a, epoch in log.later.items() if epoch > durable]
         known += [(s.b, s.name) for s in self.snapshots if s.b > durable]
+        if self.marks.witness > durable:
+            known.append((self.marks.witness, "a witness in 'marks'"))
         if known and "marks" in self.files.fds:
             durable = self._durable_now()  # they were read first
         for epoch, who in known:
@@ -428,7 +461,7 @@ class Check:
             return
         newest = log.newest.get(record.page)
         last = newest is None or log.versions[newest] <= record.version
-        if control.table_counts and (last or self._read_marks(Findings()).durable > self.marks.durable):
+        if control.table_counts and (last or self._durable_now() > self.marks.durable):
             wrong = _volatile.settled(control, log, record.page)
             if wrong is None:
                 return
@@ -490,9 +523,7 @@ class Check:
         if control.table_counts:
             _volatile.judge_words(control, self.findings)
         if control.table_counts:
-            _volatile.judge_control(
-                control, log, lambda: self._read_marks(Findings()).durable, self.findings
-            )
+            _volatile.judge_control(control, log, self._durable_now, self.findings)
             _volatile.judge_heads(control, log, self.findings)
             self._judge_numbers(control, log)
 

@@ -774,12 +774,12 @@ def test_a_backup_knows_what_its_log_may_hold(path: str, monkeypatch: Any) -> No
         late: list[Store] = []
         newest = _backup._newest
 
-        def slow(fd: int, config: Any) -> Any:
+        def slow(fd: int, config: Any, pinned: int) -> Any:
             if not late:
                 late.append(mmpc.open(path, mmpc.Append(), use_compression=True))
                 late[0].append(pid, b"late" * 100)
                 late[0].flush()
-            return newest(fd, config)
+            return newest(fd, config, pinned)
 
         monkeypatch.setattr(_backup, "_newest", slow)
         pc.backup(path + "-copy")

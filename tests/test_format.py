@@ -208,7 +208,7 @@ def test_files(store: Path) -> None:
 def test_config(store: Path) -> None:
     data = (store / "config").read_bytes()
     assert part("config", data, 0, "magic") == b"MMPCconf"
-    assert number("config", data, 0, "format") == 4
+    assert number("config", data, 0, "format") == 5
     assert number("config", data, 0, "length") == len(data)
     assert number("config", data, 0, "crc") == crc(data[16:])
     assert number("config", data, 0, "segment_shift") == 17

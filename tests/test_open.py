@@ -191,7 +191,7 @@ def forge(path: str, offset: int, field: bytes, *, seal_it: bool = True) -> None
 def test_another_format_is_refused_and_both_are_named(path: str) -> None:
     filled(path, 2)
     forge(path, 8, struct.pack("<I", 77))
-    with pytest.raises(mmpc.IncompatibleStore, match="77.*4"):
+    with pytest.raises(mmpc.IncompatibleStore, match="77.*5"):
         mmpc.open(path, mmpc.Append())
 
 

@@ -8,8 +8,8 @@ one() {  # want model [-wait] variant...   -wait: a process that never goes on i
     want=$1 m=$2 end=-E; shift 2
     [ "${1:-}" != -wait ] || { end=""; shift; }
     d=$tmp/$m; rm -rf "$d"; mkdir -p "$d"; cp "$here/$m.pml" "$d"; cd "$d" || exit 1
-    [ "$want" = 0 ] && o=-O2 || o=-O1                          # a rejected one is soon done: compiling takes longer
-    { spin -a "$@" "$m.pml" && nice -n 19 cc -w $o -DSAFETY -DCOLLAPSE -DMEMLIM=2000 -o pan pan.c; } > out 2>&1 || { bad=1; echo "UNEXPECTED  $m $*: does not compile"; return; }
+    [ "$want" = 0 ] && opt=-O2 || opt=-O1                        # a rejected one is soon done: compiling takes longer
+    { spin -a "$@" "$m.pml" && nice -n 19 cc -w $opt -DSAFETY -DCOLLAPSE -DMEMLIM=2000 -o pan pan.c; } > out 2>&1 || { bad=1; echo "UNEXPECTED  $m $*: does not compile"; return; }
     timeout 300 nice -n 19 ./pan $end -m200000 > out 2>&1
     got=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' out)
     states=$(awk '/states, stored/{print $1}' out)
@@ -53,12 +53,33 @@ one 0 numbers -DONE=2
 o="-DF1=0 -DF0=3"                                               # one leader: every step of a load by itself, a death
 for v in LISTS_NOTHING UNSEEN NO_LATE REAP_BLIND NOTE_OVER_BASE PROMOTE_OVER_BASE LIST_EARLY FILL_FIRST; do one 1 intent $o -D$v; done
 one 1 intent -DFILES -DF1=0 -DPROMOTE_FIRST
+one 1 intent -DFILES -DF1=0 -DMARKS_ALONE
 one 1 intent -DOLD -DDEATHS=0 -DF1=0 -DHELP_OLD
 one 1 intent -DCOPY -DDEATHS=0 -DF1=0 -DBASE_ABOVE
-one 1 intent -DCOPY -DDEATHS=0 -DBASE_KEPT
-one 0 intent $o; one 0 intent $o -DFILES; one 0 intent -DF1=0 -DDEATHS=0 -DOLD
-one 0 intent -DCOARSE
-one 0 intent -DDEATHS=0 -DCOPY
+one 1 intent -DCOPY -DDEATHS=0 -DWHOLE -DBASE_KEPT
+one 0 intent $o -DWORDS; one 0 intent $o -DFILES; one 0 intent -DF1=0 -DDEATHS=0 -DOLD
+one 0 intent -DCOARSE -DWHOLE                                    # two leaders, a death
+one 0 intent -DDEATHS=0 -DWHOLE -DCOPY
+t="-DBRISK -DBASED"                                             # two leaders that carry
+for v in CARRIES_NOTHING NOTE_CARRIED DURABLE_EARLY DURABLE_NOW NOT_PUT PUT_BELIEVED_ONLY WITNESS_EARLY WITNESS_OVER_BASE; do one 1 intent $t -D$v; done
+one 1 intent $t -DWANT -DMARK_RANGED
+one 1 intent $t -DW1=0 -DCARRY_VOID
+one 1 intent $t -DW1=0 -DTAKEOVER -DTAKE_SMALLER
+one 1 intent $t -DOWN -DALWAYS -DOWN_WORDS -DPUT_ONCE
+for v in 1 2 3; do one 1 intent $t -DCHAIN=$v; done             # no mistakes: such states are there
+one 0 intent $t -DWORDS -DALWAYS -DF0=3 -DNI=3
+one 0 intent $t -DWORDS -DW1=0 -DF1=2; one 0 intent $t -DWORDS -DW1=0 -DF0=3 -DNI=3 -DWANT; one 0 intent $t -DWORDS -DW1=0 -DTAKEOVER
+for v in -DOWN "-DOWN -DOWN_WORDS" -DPUT_ONCE -DFILES; do one 0 intent $t -DALWAYS $v; done
+one 0 intent $t -DALWAYS -DCOPY
+[ "$full" ] && {
+    one 0 intent $t -DWORDS; one 0 intent $t -DWORDS -DOWN; one 0 intent $t -DWORDS -DTAKEOVER
+    one 0 intent $t -DWORDS -DALWAYS -DF1=2; one 0 intent $t -DWORDS -DALWAYS -DW0=2
+    one 0 intent $t -DWORDS -DALWAYS -DF0=3 -DNI=3 -DWANT
+    one 0 intent -DCOARSE -DBASED -DWORDS -DALWAYS -DF0=1       # a death, and what is late is carried
+}
+
+for v in NO_TURN TURN_FIRST TURN_LATE TURN_ONCE RAISE_BLIND; do one 1 turn -D$v; done
+one 0 turn
 
 for v in NO_WAIT UNCLAIM_SILENT UNCLAIM_FIRST PUT_BLIND WANT_FIRST; do one 1 promise -D$v; done
 for v in NO_COUNT COUNT_LATE; do one 1 promise -DF1=1 -DDEATHS=0 -D$v; done

@@ -2,7 +2,7 @@
  *
  * Two segments.  P writes under a lease in segment 0, then takes one in segment 1; it may die or stop between any two steps.  It may die
  * between CAS and commit word: somebody else stores that word, much later.  Its slot goes to a new owner, who reaps it first.
- * Syncs succeed, and raise `stable`, or fail: then the pages are clean and what they held is not on the disk.
+ * Syncs (of all of the log) succeed, and raise `stable` (`marked`, in the core), or fail: then the pages are clean and what they held is not on the disk.
  * A looker leaves out segments; it must not leave out one that holds bytes, stored before it looked, that no sync covers.
  *
  * Rules: `written` of a segment is raised to the epoch before another lease is announced in its place, and by the next owner of the slot

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from .._log import Piece
+
 _NAMES = ("control", "table", "log", "ids", "rts", "marks", "lock")
 UNKNOWN = "unknown"
 FOREIGN = OTHER_LAYOUT
@@ -173,12 +175,19 @@ class Store:
 
     def mark(self) -> int:
         """The newest durable epoch by what lasts: the newest mark, and what flushes said in the log itself."""
+        return self.lasts()[0]
+
+    def lasts(self) -> tuple[int, list[Piece]]:
+        """That, and the bytes of the log that only such a flush has, out of their places."""
         if "marks" not in self.fds:
-            return 0
+            return 0, []
         marks = read_marks(self.fds["marks"], self.config.uuid, self.findings)
-        if "log" in self.fds and not self.control.of_this_boot:
-            Intents(self.lasting(), marks, lambda at, n: os.pread(self.fds["log"], n, at)).promote()
-        return marks.durable
+        if "log" not in self.fds:
+            return marks.durable, []
+        bounded = self.control.of_this_boot
+        intents = Intents(self.lasting(), marks, lambda at, n: os.pread(self.fds["log"], n, at), bounded)
+        intents.promote()
+        return marks.durable, intents.pieces
 
     def readers(self) -> list[_readers.Reader]:
         """Who has the store open."""

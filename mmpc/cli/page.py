@@ -81,8 +81,10 @@ def _page(options: argparse.Namespace) -> int:
 def _log(store: gather.Store) -> Log:
     if "log" not in store.fds:
         raise Broken(f"'log' is missing in {store.path!r}")
-    limit = (1 << 64) - 1 if store.current and not store.control.failed else store.mark()
-    return Log(store.fds["log"], store.lasting(), store.durable(), limit, Findings())
+    if store.current and not store.control.failed:
+        return Log(store.fds["log"], store.lasting(), store.durable(), (1 << 64) - 1, Findings())
+    limit, pieces = store.lasts()
+    return Log(store.fds["log"], store.lasting(), store.durable(), limit, Findings(), pieces)
 
 
 # ---- finding the chain

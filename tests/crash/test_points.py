@@ -63,6 +63,7 @@ VERBS = [
     "generate-id",
     "bump-rts",
     "flush",
+    "flush-carries",
     "snapshot",
     "rewrite",
     "clean",
@@ -76,7 +77,7 @@ VERBS = [
 ]
 OPENING = ["create", "recover"]
 ROOMLESS = ["free", "free-warm", "get", "get-cached", "get-helps", "get-many", "get-page-frags", "view"]
-ROOMLESS += ["flush", "stats", "close"]  # needs no room on the disk
+ROOMLESS += ["flush", "flush-carries", "stats", "close"]  # needs no room on the disk
 GROWING = ["attach", "allocate-growth", "append-large", "new-segment", "extent", "bump-rts", "create", "recover"]
 
 

@@ -28,7 +28,7 @@ ALONE = ("create", "recover", "reboot")  # nobody else is in the store
 OTHERS = [name for name in step_cases.names() if name not in ALONE]
 if not LONG:  # half a million instructions, a minute each: the points suite has them in short form
     OTHERS = [name for name in OTHERS if not name.startswith("clean")]
-SYSTEM = [*ALONE, "attach", "allocate-growth", "new-segment", "flush", "snapshot"]
+SYSTEM = [*ALONE, "attach", "allocate-growth", "new-segment", "flush", "flush-carries", "snapshot"]
 
 
 @pytest.fixture(scope="module", autouse=True)

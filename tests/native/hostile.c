@@ -49,7 +49,12 @@ static void fill(store *s)
         if (i % 5 == 4) MUST(mm_free(m, &key, &r) == MM_OK, "mm_free");
     }
     uint64_t advanced;
-    MUST(mm_flush(m, 0, &advanced, &r) == MM_OK, "mm_flush");
+    mm *each[2] = { m, must_attach(s) };
+    for (int k = 0; k < 6; k++) { /* intents that carry, and witnesses */
+        for (int i = 0; i < 2; i++) MUST(mm_append(each[i], 2, "\xC4", 2, &r) == MM_OK, "mm_append");
+        MUST(mm_flush(each[k % 2], 0, &advanced, &r) == MM_OK, "mm_flush");
+    }
+    mm_destroy(each[1]);
     mm_destroy(m);
 }
 
@@ -193,11 +198,15 @@ static void rebuild_and_use(const store *s, uint32_t observes)
     mm_config c = open_files(s, 0);
     c.observes = observes;
     known(mm_marks_newest(&c, &epoch, &r), "mm_marks_newest");
-    known(mm_durable(&c, NULL, 0, &epoch, &r), "mm_durable");
+    mm_carried *carried = NULL;
+    known(mm_durable(&c, NULL, 0, 0, &epoch, &carried, &r), "mm_durable");
+    if (observes) c.carried = carried;
+    else known(mm_promote(&c, NULL, 0, epoch % 2, &r), "mm_promote");
     MUST(mm_format(&c, &r) == MM_OK, "mm_format");
     if (!observes) known(mm_marks_mend(&c, &r), "mm_marks_mend");
     int rc = mm_rebuild(&c, UINT64_MAX, &(mm_gone){ 0 }, -1, NULL, &report, &r);
     known(rc, "mm_rebuild");
+    mm_carried_free(carried);
     if (!rc) known(mm_set_epoch(&c, report.max_colour + 1, epoch, &r), "mm_set_epoch");
     close_files_of(&c);
     if (rc) return;

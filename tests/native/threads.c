@@ -253,11 +253,53 @@ static void run_close(int rounds)
     printf("closed %d times under %d threads\n", rounds, THREADS);
 }
 
+/* Each appends to a page of its own and flushes: intents carry what the others are just writing. */
+static void *flushes(void *arg)
+{
+    worker *w = arg;
+    mm_result r;
+    uint64_t advanced;
+    uint8_t one[9];
+    MUST(mm_allocate(w->m, one, encode(0, one), &r) == MM_OK, "mm_allocate");
+    uint64_t pid = r.key.pid;
+    while (!atomic_load(&stop)) {
+        for (uint64_t n = next_random(&w->random) % 3; n--; w->added++) MUST(mm_append(w->m, pid, one, encode(1, one), &r) == MM_OK, "mm_append");
+        MUST(mm_flush(w->m, 0, &advanced, &r) == MM_OK, "mm_flush");
+        w->verbs++;
+    }
+    MUST(value_of(w->m, pid, &r) == w->added, "an own page holds something else");
+    return NULL;
+}
+
+static void run_flushes(uint64_t seed, uint64_t ms)
+{
+    store s;
+    worker workers[THREADS];
+    uint64_t verbs = 0;
+    make_store(&s, MERGE_ADD, 3, 16);
+    atomic_store(&stop, false);
+    for (int i = 0; i < THREADS; i++) {
+        workers[i] = (worker){ .m = must_attach(&s), .random = seed * 2654435761u + (uint64_t)i * 7919 + 1 };
+        MUST(pthread_create(&workers[i].thread, NULL, flushes, &workers[i]) == 0, "pthread_create");
+    }
+    struct timespec nap = { (time_t)(ms / 1000), (long)(ms % 1000) * 1000000 };
+    nanosleep(&nap, NULL);
+    atomic_store(&stop, true);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(workers[i].thread, NULL);
+        verbs += workers[i].verbs;
+    }
+    for (int i = 0; i < THREADS; i++) mm_destroy(workers[i].m);
+    remove_store(&s);
+    printf("flushes: %llu, exact\n", (unsigned long long)verbs);
+}
+
 int main(void)
 {
     uint64_t seed = seed_of_run(), ms = long_form() ? 30000 : 2000;
     run(false, seed, ms);
     run(true, seed + 1, ms);
+    run_flushes(seed + 2, ms);
     run_close(long_form() ? 500 : 40);
     return 0;
 }

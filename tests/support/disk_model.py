@@ -1,7 +1,8 @@
 """What a loss of power can leave on the disk, computed from a trace.
 
 For each sector of 512 bytes by itself: any version since, and including, the one that the last completed sync of its
-file guarantees, which is what memory held when that sync began.  The size of a file: any since that sync.  Creations,
+file, or of a range with it inside, guarantees, which is what memory held when that sync began.  The size of a file: any
+since the last sync of the whole file.  Creations,
 renames and removals: those before the last sync of the directory, then any number of the later ones, in their order
 (the file systems are journalled).  A loss of power can come between any two events.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -145,6 +147,7 @@ class Disk:
         self.sizes = {file: Versions(size) for file, size in start.sizes.items()}
         self.sectors = {f: {n: Versions(data) for n, data in sectors.items()} for f, sectors in start.sectors.items()}
         self.syncs: dict[int, list[tuple[int, int]]] = {}  # of a file: (end, begin), the begin of the best until then
+        self.ranges: dict[int, dict[int, list[tuple[int, int]]]] = {}  # of a file and sector, by syncs of a range
         self.moves: list[tuple[int, Event]] = []  # in the directory
         self.boundaries: list[int] = []
         self.volatile = {f for name, f in start.names.items() if _stem(name) in VOLATILE}
@@ -167,9 +170,12 @@ class Disk:
                 self.sizes[file], self.sectors[file] = Versions(0), {}
                 if _stem(event.data.decode()) in VOLATILE:
                     self.volatile.add(file)
+        elif kind == SYNC_END and event.data:
+            start, end = struct.unpack("<QQ", event.data)
+            for sector in range(start // SECTOR, end // SECTOR):
+                _ended(self.ranges.setdefault(file, {}).setdefault(sector, []), index, event.offset)
         elif kind == SYNC_END:
-            done = self.syncs.setdefault(file, [])
-            done.append((index, max(event.offset, done[-1][1] if done else 0)))
+            _ended(self.syncs.setdefault(file, []), index, event.offset)
         if kind in (SYNC_BEGIN, SYNC_END, CREATE, RENAME, UNLINK, CUT):
             self.boundaries.append(index)
 
@@ -200,9 +206,14 @@ class Disk:
 
     def floor(self, file: int, crash: int) -> int:
         """What happened to the file before this event is on the disk."""
-        done = self.syncs.get(file, [])
-        n = bisect_left(done, (crash, -1))
-        return done[n - 1][1] if n else 0
+        return _begun(self.syncs.get(file, []), crash)
+
+    def floors(self, file: int, crash: int) -> Callable[[int], int]:
+        """The same of a sector."""
+        all_of_it, ranges = self.floor(file, crash), self.ranges.get(file)
+        if not ranges:
+            return lambda _sector: all_of_it
+        return lambda sector: max(all_of_it, _begun(ranges.get(sector, []), crash))
 
     def names(self, moves: int) -> dict[str, int]:
         """The directory after so many operations in it."""
@@ -229,9 +240,9 @@ class Disk:
             floor = self.floor(file, crash)
             sizes = self.sizes[file]
             files.sizes[file] = sizes.values[self._one(file, sizes, floor, crash, pick)]
-            chosen = files.sectors[file] = {}
+            chosen, floors = files.sectors.setdefault(file, {}), self.floors(file, crash)
             for number, versions in self.sectors[file].items():
-                data = versions.values[self._one(file, versions, floor, crash, pick)]
+                data = versions.values[self._one(file, versions, floors(number), crash, pick)]
                 if data != ZEROS:
                     chosen[number] = data
         return files
@@ -249,10 +260,21 @@ class Disk:
         """Those of lasting files that can be on the disk in more than one version."""
         found = []
         for file in self.names(self.moves_range(crash)[1]).values():
-            floor = self.floor(file, crash)
+            floors = self.floors(file, crash)
             if file not in self.volatile:
-                found += [v for v in self.sectors[file].values() if v.range(floor, crash)[0] < v.range(floor, crash)[1]]
+                open_now = ((v, v.range(floors(n), crash)) for n, v in self.sectors[file].items())
+                found += [versions for versions, (oldest, newest) in open_now if oldest < newest]
         return found
+
+
+def _ended(done: list[tuple[int, int]], index: int, begun: int) -> None:
+    done.append((index, max(begun, done[-1][1] if done else 0)))
+
+
+def _begun(done: list[tuple[int, int]], crash: int) -> int:
+    """When the best sync began that had ended before `crash`."""
+    n = bisect_left(done, (crash, -1))
+    return done[n - 1][1] if n else 0
 
 
 def _stem(name: str) -> str:

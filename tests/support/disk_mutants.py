@@ -41,9 +41,11 @@ class Mutant:
         return any(name.startswith("csrc/") for name, _old, _new in self.edits)
 
 
-SYNC_LOG = "    int e = mm_os_sync(m->config.log);\n"
+SYNC_LOG = "    int e = whole ? mm_os_sync(m->config.log) : sync_own(m, &said->lease);\n"
 LIST = "    list_leases(m, &k);\n"
-WRITE_MARK = "    if (!e) e = intent ? mm_mark_note(m, k) : mm_mark_write(m, k);\n"
+WRITE_MARK = (
+    "    if (!e) e = !said->put ? mm_mark_write(m, k) : whole ? mm_mark_note(m, k) : mm_mark_witness(m, k->epoch);\n"
+)
 COLOUR = "    uint64_t colour = at_load_acquire(&m->g->epoch); /* after everything that was looked at; again at each retry */\n"
 WRITE = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc)\n"
 WRITE_AT = "static void write_record(mm *m, const change *c, const plan *p, uint32_t payload_crc, uint64_t colour)\n"
@@ -107,11 +109,17 @@ MUTANTS = [
     ),
     Mutant(
         "mark-before-the-sync-of-the-log",
-        (("csrc/flush.c", SYNC_LOG, "    int e = mm_mark_write(m, k);\n    if (!e) e = mm_os_sync(m->config.log);\n"),
-         ("csrc/flush.c", WRITE_MARK, "")),
+        (
+            (
+                "csrc/flush.c",
+                SYNC_LOG,
+                "    (void)whole;\n    int e = mm_mark_write(m, k);\n    if (!e) e = mm_os_sync(m->config.log);\n",
+            ),
+            ("csrc/flush.c", WRITE_MARK, ""),
+        ),
         ("writers",),
     ),
-    Mutant("log-not-synced", (("csrc/flush.c", SYNC_LOG, "    int e = 0;\n"),), ("writers",)),
+    Mutant("log-not-synced", (("csrc/flush.c", SYNC_LOG, "    int e = 0;\n    (void)sync_own;\n"),), ("writers",)),
     Mutant(
         "mark-not-synced",
         (
@@ -323,7 +331,7 @@ MUTANTS = [
     ),
     Mutant(
         "an-intent-lists-nothing",
-        (("csrc/intent.c", "        if (b->fill > a->fill) grown[(*n)++] = *b;\n", "        (void)grown;\n"),),
+        (("csrc/intent.c", "        if (b->fill > a->fill) add(", "        if (b->fill < a->fill) add("),),
         ("steady", "rivals"),
     ),
     Mutant(
@@ -333,7 +341,13 @@ MUTANTS = [
     ),
     Mutant(
         "an-intent-is-not-looked-for",
-        (("mmpc/_store.py", "        must(lib.mm_promote(c, *_pairs(config), r), r)\n", "        must(lib.mm_marks_settle(c, r), r)\n"),),
+        (
+            (
+                "mmpc/_store.py",
+                "lib.mm_promote(c, *_pairs(config), limit.this_boot, r)",
+                "lib.mm_promote(c, *_pairs(config), True, r)",
+            ),
+        ),
         ("steady", "writers", "leaders"),
     ),
     Mutant(
@@ -364,6 +378,78 @@ MUTANTS = [
             ),
         ),
         ("steady", "writers", "leaders"),
+    ),
+    Mutant(
+        "what-is-carried-is-not-put-into-its-place",
+        (
+            (
+                "csrc/promote.c",
+                "i < s->found; i++) rc = put_pieces(s, &s->intents[i]);",
+                "i < s->found && i > s->found; i++) rc = put_pieces(s, &s->intents[i]);",
+            ),
+        ),
+        ("carrying", "ids"),
+    ),
+    Mutant(
+        "only-the-pieces-of-the-newest-intent-are-put",
+        (
+            (
+                "csrc/promote.c",
+                "for (uint64_t i = 0; !rc && i < s->found; i++) rc = put",
+                "for (uint64_t i = s->found ? s->found - 1 : 0; !rc && i < s->found; i++) rc = put",
+            ),
+        ),
+        ("carrying", "carrying-lives"),
+    ),
+    Mutant(
+        "ones-own-pages-are-synced-and-nothing-is-carried",
+        (
+            (
+                "csrc/intent.c",
+                "    uint32_t bytes = say(m, &n, said->carries, &s);\n",
+                "    uint32_t bytes = say(m, &n, false, &s);\n",
+            ),
+        ),
+        ("carrying",),
+    ),
+    Mutant(
+        "a-mark-is-noted-after-a-sync-of-ones-own-pages",
+        (("csrc/flush.c", WRITE_MARK, "    if (!e) e = said->put ? mm_mark_note(m, k) : mm_mark_write(m, k);\n"),),
+        ("carrying",),
+    ),
+    Mutant(
+        "of-ones-own-pages-the-last-alone-is-synced",
+        (
+            (
+                "csrc/flush.c",
+                "    uint64_t from = (l->address + mm_intent_placed(m, l)) & ",
+                "    uint64_t from = (l->address + l->fill - 1) & ",
+            ),
+        ),
+        ("carrying", "carrying-lives"),
+    ),
+    Mutant(
+        "what-was-carried-counts-as-durable-before-the-sync",
+        (
+            ("csrc/flush.c", "    mm_fills_durable(m, &now, &said);\n    if (!said.put) {\n", "    if (!said.put) {\n"),
+            (
+                "csrc/flush.c",
+                "    rc = sync_and_mark(m, &k, &said, r);\n",
+                "    mm_fills_durable(m, &now, &said);\n    rc = sync_and_mark(m, &k, &said, r);\n",
+            ),
+        ),
+        ("leaders", "carrying", "carrying-lives"),
+    ),
+    Mutant(
+        "a-new-lease-is-as-durable-as-the-last",
+        (
+            (
+                "csrc/lease.c",
+                "((at_load_relaxed(&m->slot->lease_durable) >> 32) + 1) << 32);",
+                "at_load_relaxed(&m->slot->lease_durable));",
+            ),
+        ),
+        ("carrying", "carrying-lives"),
     ),
     Mutant(
         "numbers-before-their-ceiling-is-durable",

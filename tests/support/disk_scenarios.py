@@ -297,6 +297,39 @@ def steady(world: World) -> None:
     world.leave(pc)
 
 
+def _carry(author: Author, n: int) -> None:
+    """The same, and all of them flush most of the time, so intents carry what others wrote since the one before."""
+    author.pads, author.large = (3000,), 1 << 30
+    for _ in range(3):
+        author.allocate()
+    author.pads = (0, 3, 20, 60, 300)
+    mine = author.allocate()
+    author.flush()
+    for _ in range(n):
+        author.append(author.rng.choice((2, mine, mine)))
+        if author.rng.random() < 0.2:
+            author.read(author.page())
+            author.append(mine)
+        if author.rng.random() < 0.6:
+            author.flush()
+
+
+def carrying(world: World) -> None:
+    pc = world.begin()
+    _pages(pc, world, 1)
+    world.together(*[lambda a: _carry(a, 80)] * 3)
+    world.leave(pc)
+
+
+def carrying_on(world: World) -> None:
+    """In the life after a loss of power, and some are killed."""
+    pc = world.begin()
+    dying = world.start(lambda a: _carry(a, 40), die=world.rng.randint(100, 3000))
+    world.together(*[lambda a: _carry(a, 40)] * 2)
+    dying.wait(PATIENCE)
+    world.leave(pc)
+
+
 def handover(world: World) -> None:
     """Slots change hands: processes come, work, flush, and go or are killed, also in a flush, two at a time."""
     pc = world.begin()
@@ -533,6 +566,8 @@ SCENARIOS = [
     Scenario("groups", (groups,)),
     Scenario("rivals", (rivals,)),
     Scenario("steady", (steady,)),
+    Scenario("carrying", (carrying,)),
+    Scenario("carrying-lives", (carrying, carrying_on, carrying_on)),
     Scenario("handover", (handover,)),
     Scenario("deaths", (deaths,)),
     Scenario("close", (close,)),

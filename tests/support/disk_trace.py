@@ -30,7 +30,7 @@ class Event(NamedTuple):
     kind: int
     file: int  # inode number
     offset: int  # SYNC_END: the index of the event with which it began
-    data: bytes
+    data: bytes  # SYNC_END: empty, or two words, from and to: of these bytes alone
     process: int
 
 

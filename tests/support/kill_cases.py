@@ -61,6 +61,7 @@ class Child:
         self.key: Any = None
         self.tx: Any = None
         self.view: Any = None
+        self.other: Any = None
 
 
 Effect = Callable[[Model, Any], None]  # (model, world with p and q)
@@ -85,6 +86,7 @@ class Case:
     new_store: str = ""  # how each n gets a store of its own: "", "create", "recover" or "full-table"
     stoppable: bool = True
     views: bool = False  # a third page, of bytes, is viewed
+    beside: int = 0  # handles of the child besides the first one
     draws: bool = False  # what its operations return, behind those before `armed`, are numbers of generate_id
 
     @property
@@ -180,6 +182,19 @@ def open_store(c: Child) -> None:
     )
 
 
+def beside(c: Child) -> None:
+    """A second writer in the same process, and marks that list the leases of both."""
+    c.other = mmpc.open(c.path, mmpc.Append(), page_consolidation_threshold=THRESHOLD)
+    for pc, token in ((c.other, "a"), (c.pc, "b")):
+        pc.append(c.q, [token])
+        pc.flush()
+    c.other.append(c.q, ["c"])
+
+
+def other_appends(token: str) -> Op:
+    return Op(lambda c: c.other.append(c.q, [token]), (on_q(token),))
+
+
 def open_view(c: Child) -> None:
     c.view = c.pc.view(c.v).raw
 
@@ -229,6 +244,7 @@ def widen(letters: str, flush: bool) -> Op:
 CHURN, CHURN_AGAIN = churn("abcdefghi"), churn("ABCDEFGHI")
 CLEAN = Op(lambda c: c.pc._clean(ALL, 1 << 16).retired)
 FLUSH = Op(lambda c: c.pc.flush())
+BESIDE = Op(beside, (on_q("a"), on_q("b"), on_q("c")))
 CLEAN_ALL = Op(lambda c: c.pc._clean(ALL, 1 << 30).retired)
 REWRITE = Op(lambda c: c.pc.rewrite(c.p))
 IN_TX = Op(lambda c: c.pc.append(c.p, ["t"], c.tx), (on_p("t"),))
@@ -272,6 +288,7 @@ CASES = [
     Case("generate-id", (WARM, DRAW, DRAW, DRAW, DRAW, DRAW), draws=True),
     Case("bump-rts", (ATTACH, Op(lambda c: c.pc.bump_page_rts(c.p, 7)), Op(lambda c: c.pc.get_page_rts(c.p)))),
     Case("flush", (WARM, Op(lambda c: c.pc.flush()))),
+    Case("flush-carries", (WARM, BESIDE, FLUSH, other_appends("d"), FLUSH), armed=2, beside=1),
     Case("snapshot", (WARM, Op(lambda c: c.pc.snapshot()))),
     Case("rewrite", (WARM, REWRITE), depth=3),
     Case("clean", (WARM, CHURN, CLEAN), depth=3, python=True),  # writing cleans as well

@@ -327,7 +327,7 @@ class Driver:
     @property
     def living(self) -> tuple[int, ...]:
         """Slots while a child stands still: it may have none yet, but nobody takes one away."""
-        return 3, 4
+        return tuple(n + self.case.beside for n in (3, 4))
 
     def others(self, world: World, model: Model, pc: Any) -> None:
         """Every verb on the pages that the stopped child works on."""

@@ -49,8 +49,8 @@ LONGEST = 0.002  # seconds after its beginning
 
 # System calls that grow, write, sync or rename a file
 _SLOW = {
-    "x86_64": {18, 74, 75, 77, 82, 285, 316},
-    "aarch64": {38, 46, 47, 68, 82, 83, 276},
+    "x86_64": {18, 26, 74, 75, 77, 82, 285, 316},
+    "aarch64": {38, 46, 47, 68, 82, 83, 227, 276},
 }
 SLOW = _SLOW.get(platform.machine(), set())
 

@@ -63,8 +63,8 @@ MUTANTS = [
             ("flush.c", "    at_max_release(&m->g->stable, k.epoch);\n", ""),
             (
                 "flush.c",
-                "    rc = sync_and_mark(m, &k, intent, r);\n",
-                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, intent, r);\n",
+                "    rc = sync_and_mark(m, &k, &said, r);\n",
+                "    at_max_release(&m->g->stable, k.epoch);\n    rc = sync_and_mark(m, &k, &said, r);\n",
             ),
         ),
         (("kill", "flush"),),
