@@ -60,8 +60,8 @@ bool mm_segment_join(mm *m, uint64_t n, uint64_t generation, uint64_t rest)
     return mm_segword_state(w) == MM_SEG_PREPARING && change(m, n, &w, MM_SEG_EXTENT, generation, rest);
 }
 
-/* Can be prepared, as far as `w` says.  The first segment of a run that was given back waits until that is durable, by a mark: what an intent makes durable is what stands in leases (run.c); one that was used 2^24 times is
- * worn out: a hole for good, until the log is truncated before it. */
+/* Can be prepared, as far as `w` says.  The first segment of a run that was given back waits until that is durable (run.c), by a mark: what an intent
+ * makes durable is what stands in leases.  One that was used 2^24 times is worn out: a hole for good, until the log is truncated before it. */
 bool mm_segment_usable(mm *m, uint64_t n, uint64_t w)
 {
     uint64_t state = mm_segword_state(w);

@@ -30,7 +30,6 @@ from mmpc._layout import (
     RECORD,
     SECTOR,
     body_of,
-    colour_of,
     intent_of,
     span_of,
 )
@@ -51,20 +50,7 @@ def word(path: str, offset: int) -> int:
 
 def intents(path: str) -> list[tuple[int, int, bytes]]:
     """(address, epoch, payload) of the intents in the first lease of a store of one process."""
-    log, found = loss.get(path, "log"), []
-    for lease in range(BLOCK, len(log), BLOCK):
-        if log[lease + 4 : lease + 8] != b"ESEL":
-            continue
-        at = lease + LEASE_HEADER.size
-        while at + RECORD.size <= len(log):
-            commit, shape, page_colour, _base, prev_colour = RECORD.unpack_from(log, at)
-            if not commit >> 32:
-                break
-            if shape >> 40 & 7 == INTENT:
-                payload = log[at + RECORD.size : at + RECORD.size + body_of(shape)]
-                found.append((at, colour_of(page_colour, prev_colour), payload))
-            at += span_of(body_of(shape))
-    return sorted(found)
+    return sorted(loss.intents(loss.get(path, "log")))
 
 
 class Lost:

@@ -12,11 +12,13 @@ import shutil
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 import mmpc
+from mmpc._layout import BLOCK, INTENT, LEASE_HEADER, RECORD, body_of, colour_of, span_of
 
 SECTOR = 512
 _GLOBALS = 4096  # MM_CONTROL_GLOBALS, docs/format.md
@@ -75,6 +77,22 @@ def put(path: str, name: str, data: bytes) -> None:
         for block in [*np.flatnonzero(words.any(axis=1)).tolist(), len(words)]:
             f.seek(block * 4096)
             f.write(data[block * 4096 : block * 4096 + 4096])
+
+
+def intents(log: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Where each intent of a log lies, its epoch and its payload, lease after lease."""
+    for lease in range(BLOCK, len(log), BLOCK):
+        if log[lease + 4 : lease + 8] != b"ESEL":
+            continue
+        at = lease + LEASE_HEADER.size
+        while at + RECORD.size <= len(log):
+            commit, shape, page_colour, _base, prev_colour = RECORD.unpack_from(log, at)
+            if not commit >> 32 and not shape:
+                break
+            if shape >> 40 & 7 == INTENT:
+                payload = log[at + RECORD.size : at + RECORD.size + body_of(shape)]
+                yield at, colour_of(page_colour, prev_colour), payload
+            at += span_of(body_of(shape))
 
 
 class Disk:
